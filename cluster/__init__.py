@@ -1,0 +1,1 @@
+"""What Sluice promises, knows and decides. Imports no sibling package, and neither Ray nor torch at import."""

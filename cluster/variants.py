@@ -1,0 +1,119 @@
+"""The central noun: a Variant is a self-contained graph plus a manifest that says what it is and how good it is.
+
+A variant needs no model class to be served: preprocessing (uint8 picture -> normalised tensor) is inside the graph.
+Its id is the hash of its content (files, parent, passes, schema), so equal content has one id on every machine:
+
+    >>> spec = TensorSpec(name="image", datatype="UINT8", shape=(-1, 1, 28, 28))
+    >>> v = Variant(name="cnn/fp32", family="cnn", format="onnx", inputs=(spec,),
+    ...             outputs=(TensorSpec(name="logits", datatype="FP32", shape=(-1, 10)),))
+    >>> len(v.id)
+    16
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, computed_field
+
+SCHEMA_VERSION = 1
+
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
+]
+Verdict = Literal["holds", "fails", "unclear"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Frozen):
+    """Name, Open Inference Protocol datatype and shape; -1 is a free dimension (the first one is the batch)."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+
+
+class ArtifactFile(_Frozen):
+    """One file of a variant; its bytes lie in the store under their sha256."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+class Pass(_Frozen):
+    """One step that made this variant out of its parent, with its parameters."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class Accuracy(_Frozen):
+    """Measured on the full test set in the runtime that will serve it (docs: benchmarks/PROTOCOL.md).
+
+    `interval` is the two-sided Jeffreys interval; `delta*` compares with the parent on the same pictures (paired),
+    in fractions (0.005 is half a point), negative when this variant is worse.
+    """
+
+    metric: str = "accuracy"
+    value: float
+    correct: int
+    total: int
+    interval: tuple[float, float]
+    confidence: float = 0.95
+    dataset: str
+    runtime: str
+    delta: float | None = None
+    delta_interval: tuple[float, float] | None = None
+    worst_class_drop: float | None = None
+    verdict: Verdict | None = None
+
+
+class Variant(_Frozen):
+    """The manifest. Everything but `name`, `accuracy`, `provenance` and `created_at` goes into `id`."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    family: str
+    parent_id: str | None = None
+    passes: tuple[Pass, ...] = ()
+    format: Literal["onnx", "torch_export"]
+    files: tuple[ArtifactFile, ...] = ()
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    labels: tuple[str, ...] = ()
+    preprocessing: str = ""
+    accuracy: Accuracy | None = None
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def id(self) -> str:
+        """First 16 hex digits of the sha256 over the canonical JSON of the content."""
+        content = self.model_dump(
+            mode="json",
+            include={
+                "schema_version", "family", "parent_id", "passes", "format", "files", "inputs", "outputs", "labels",
+                "preprocessing",
+            },
+        )
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(f.size_bytes for f in self.files)
+
+    @property
+    def model_file(self) -> ArtifactFile:
+        """The graph itself: the only file, or the one called model.*."""
+        named = [f for f in self.files if f.path.startswith("model.")]
+        assert len(named) == 1, f"variant {self.name} has {len(named)} files called model.*; it must have one"
+        return named[0]
