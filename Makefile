@@ -1,0 +1,46 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`. Both share .venv, which is
+# rebuilt only when constraints.txt or pyproject.toml change.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cat constraints.txt pyproject.toml | cksum | cut -d' ' -f1)
+
+# Real data beside the project is used where it exists; elsewhere Sluice downloads, or says what it uses instead.
+ifneq ($(wildcard ../shared/data),)
+export SLUICE_DATA_DIR ?= $(abspath ../shared/data)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench venv clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP):
+	@echo "Making $(VENV): torch and Ray are several gigabytes; once per change of constraints.txt"
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+venv: $(STAMP) ## Make the virtual environment
+
+demo: $(STAMP) ## Train, compress, profile, deploy, load, report: the main job end to end
+	$(BIN)/sluice demo
+
+test: $(STAMP) lint ## Run every test
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Sort imports and fix what ruff can fix
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## The full before/after measurement of benchmarks/PROTOCOL.md (about 40 minutes)
+	$(BIN)/sluice demo --protocol full --output docs/results
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis
