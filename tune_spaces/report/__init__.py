@@ -1,0 +1,1 @@
+"""Figures -> tables for people, Markdown and JSON for the record."""

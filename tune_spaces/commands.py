@@ -1,0 +1,238 @@
+"""The bodies of `sluice`'s commands, one function each; cluster/cli.py names them by string."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+from rich.console import Console
+
+from cluster import local
+from cluster.artifacts import ArtifactStore, default_store
+from cluster.control.serve_config import serve_config, to_yaml
+from cluster.errors import ConfigError
+from cluster.plans import Plan
+from tune_spaces.report import summary
+
+_console = Console()
+
+
+def _store(path: Path | None) -> ArtifactStore:
+    return ArtifactStore(path) if path else default_store()
+
+
+def default_runs_dir() -> Path:
+    """$SLUICE_RUNS or ~/.local/share/sluice/runs."""
+    return Path(os.environ.get("SLUICE_RUNS", Path.home() / ".local/share/sluice/runs"))
+
+
+def train(
+    *, recipe: str, overrides: list[str], run: str | None, runs_dir: Path | None, as_json: bool, dry_run: bool
+) -> None:
+    """Train a recipe on a local Ray cluster; the same run name resumes."""
+    from train_jobs import datasets, recipes
+
+    config = recipes.recipe(recipe).with_overrides(overrides)
+    name, folder = run or recipe, runs_dir or default_runs_dir()
+    if dry_run:
+        print(f"would train {config.recipe} on {config.dataset} with {config.num_workers} workers into {folder / name}")
+        return
+    console = Console(stderr=as_json)
+    dataset = datasets.load(config.dataset, notify=lambda line: console.print(f"[yellow]notice[/yellow] {line}"))
+    if dataset.name != config.dataset:
+        config = recipes.on_dataset(config, dataset.name)
+    result = fit_on_local_cluster(config, name, folder, console)
+    best = max((row.val_accuracy for row in result.history), default=float("nan"))
+    if as_json:
+        print(json.dumps({"run": name, "runs_dir": str(folder), "epochs": len(result.history), "val_accuracy": best}))
+    else:
+        console.print(f"trained {name}: validation accuracy {best:.4f}; next: sluice compress {name}")
+
+
+def fit_on_local_cluster(config: Any, name: str, folder: Path, console: Console) -> Any:
+    """`train_jobs.job.fit` on a local cluster of its own, with a live line of progress."""
+    import ray
+
+    from train_jobs import job
+
+    with (
+        console.status(f"training {name}") as status,
+        local.LocalCluster(f"train-{name}", ha_proxy=False, num_cpus=config.num_workers + 1) as cluster,
+    ):
+        try:
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            return job.fit(
+                config,
+                run_name=name,
+                storage_path=folder,
+                on_progress=lambda p: status.update(
+                    f"{name}: epoch {p.epoch}/{p.epochs}, loss {p.loss:.3f}, {p.samples_per_s:,.0f} samples/s, "
+                    f"{p.time_left_s:.0f} s left"
+                ),
+            )
+        finally:
+            ray.shutdown()
+
+
+def compress(*, run: str, runs_dir: Path | None, store: Path | None, as_json: bool) -> None:
+    """Variants of a finished run."""
+    from train_jobs import datasets, job
+    from train_jobs.evaluate import build_variants
+
+    model, config = job.load_run(run, runs_dir or default_runs_dir())
+    console = Console(stderr=as_json)
+    dataset = datasets.load(config.dataset, notify=console.print)
+    variants = build_variants(_store(store), model, config, dataset, notify=console.print)
+    if as_json:
+        print(json.dumps([v.model_dump(mode="json") for v in variants], indent=2))
+    else:
+        console.print(summary.table("Variants", summary.VARIANT_HEADERS, summary.variant_rows(variants)))
+
+
+def profile(*, refs: list[str], store: Path | None, as_json: bool) -> None:
+    """Latency and throughput of variants by batch size."""
+    from tune_spaces.profiler import profile as run_profiler
+
+    artifacts = _store(store)
+    variants = [artifacts.get(ref) for ref in refs]
+    profiles = run_profiler(artifacts, variants, on_progress=lambda line: Console(stderr=True).print(line))
+    if as_json:
+        print(json.dumps([p.model_dump(mode="json") for p in profiles], indent=2))
+    else:
+        rows = summary.profile_rows(profiles, variants)
+        _console.print(summary.table("Profiles, one thread", summary.PROFILE_HEADERS, rows))
+
+
+def serve_local(*, ref: str, port: int, store: Path | None, dry_run: bool) -> None:
+    """Serve one variant in the foreground."""
+    from tune_spaces.profiler import runtime_config_of
+
+    artifacts = _store(store)
+    variant = artifacts.get(ref)
+    plan = Plan(
+        model_name="classifier",
+        variant_id=variant.id,
+        variant_name=variant.name,
+        runtime=runtime_config_of(variant),
+        store=str(artifacts.root),
+        made_by="sluice serve",
+    )
+    config = serve_config(plan, http_host="127.0.0.1", http_port=port)
+    if dry_run:
+        print(to_yaml(config))
+        return
+    with local.LocalCluster("serve", http_port=port) as cluster:
+        cluster.deploy(config, timeout_s=120.0)
+        _console.print(f"serving {variant.name} at http://127.0.0.1:{port}/v2/models/classifier; Ctrl-C stops it")
+        while True:
+            time.sleep(3600)
+
+
+def deploy(*, path: Path, address: str, dry_run: bool) -> None:
+    """PUT a Serve config to a running cluster's dashboard and wait until its applications run."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{path} is no readable YAML file ({error}); write one with `sluice serve --dry-run`"
+        ) from error
+    if not isinstance(config, dict) or not config.get("applications"):
+        raise ConfigError(f"{path} names no applications; it must be a Serve config, as `sluice serve --dry-run` prints")
+    names = [application.get("name", "default") for application in config["applications"]]
+    if dry_run:
+        print(f"would deploy {', '.join(names)} to {address}:\n{to_yaml(config)}")
+        return
+    local.deploy_config(address, config, timeout_s=300.0)
+    _console.print(f"running: {', '.join(names)}")
+
+
+def load(
+    *, url: str, model: str, rate: float, duration_s: float, arrivals: str, connections: int, bound_s: float, seed: int,
+    as_json: bool,
+) -> None:
+    """Open-loop load of random pictures, shaped as the model's own metadata says."""
+    import httpx
+    import numpy as np
+
+    from cluster.load import Target, build_request, constant, poisson, read_trace_csv, replay, run_open_loop
+    from cluster.tensors import NUMPY_OF_DATATYPE
+    from serve_apps.oip.codec import encode_request
+
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise ConfigError(f"url={url!r} is no http://host:port address")
+    port = parts.port or 80
+    if rate <= 0 or duration_s <= 0:
+        raise ConfigError(f"rate={rate} and duration_s={duration_s} must be above 0")
+    if arrivals == "poisson":
+        times = poisson(rate, duration_s, seed=seed)
+    elif arrivals == "constant":
+        times = constant(rate, duration_s)
+    else:
+        rates = read_trace_csv(Path(arrivals))
+        bins = max(1, int(duration_s))
+        window = rates[:bins]
+        times = replay(window, 1.0, scale=rate / max(float(np.mean(window)), 1e-9), seed=seed)
+    try:
+        answer = httpx.get(f"http://{parts.hostname}:{port}/v2/models/{model}", timeout=10.0)
+    except httpx.HTTPError as error:
+        raise ConfigError(f"{url} does not answer ({error}); is the deployment running? See `sluice status`") from error
+    if answer.status_code != 200:
+        raise ConfigError(f"{url} knows no model {model!r} ({answer.status_code}: {answer.text[:200]}); pass --model")
+    rng = np.random.default_rng(seed)
+    inputs = {
+        spec["name"]: rng.integers(0, 255, (1, *spec["shape"][1:])).astype(NUMPY_OF_DATATYPE[spec["datatype"]])
+        for spec in answer.json()["inputs"]
+    }
+    body, headers = encode_request(inputs, binary=True, binary_output=True)
+    request = build_request("POST", f"/v2/models/{model}/infer", f"{parts.hostname}:{port}", headers, body)
+    target = Target(host=parts.hostname, port=port, requests=[request], expect=None)
+    result = run_open_loop(target, times, connections=connections, timeout_s=10.0)
+    figures = {
+        "requests": result.count,
+        "ok": result.ok_count,
+        "latency_p50_s": result.latency_quantile_s(0.5),
+        "latency_p99_s": result.latency_quantile_s(0.99),
+        "slo_attainment": result.slo_attainment(bound_s),
+        "goodput_rps": result.goodput_rps(bound_s),
+        "send_lag_p99_s": result.send_lag_p99_s,
+        "client_cpu_s": result.client_cpu_s,
+    }
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        rows = [(key, f"{value:,.5g}") for key, value in figures.items()]
+        _console.print(summary.table(f"{url}, {rate:g} req/s for {duration_s:g} s", ("figure", "value"), list(rows)))
+
+
+def status(*, as_json: bool) -> None:
+    """Local clusters that Sluice started and that still run."""
+    clusters = local.list_clusters()
+    if as_json:
+        print(json.dumps([c.as_dict() for c in clusters], indent=2))
+    elif not clusters:
+        _console.print("nothing runs here that Sluice started")
+    else:
+        rows = [(c.name, str(c.supervisor_pid), str(c.http_port), c.dashboard_address) for c in clusters]
+        headers = ("name", "supervisor pid", "http port", "dashboard")
+        _console.print(summary.table("Local clusters", headers, list(rows)))
+
+
+def stop(*, name: str | None, dry_run: bool) -> None:
+    """Stop one local cluster, or all that Sluice started."""
+    names = [c.name for c in local.list_clusters()]
+    if name is not None and name not in names:
+        raise ConfigError(f"no local cluster is called {name!r}; running: {', '.join(names) or 'none'}")
+    for each in [name] if name else names:
+        if dry_run:
+            print(f"would stop {each}")
+            continue
+        local.stop_cluster(each)
+        print(f"stopped {each}")
+    if not names:
+        print("nothing to stop")
