@@ -142,7 +142,7 @@ def deploy(*, path: Path, address: str, dry_run: bool) -> None:
             f"{path} is no readable YAML file ({error}); write one with `sluice serve --dry-run`"
         ) from error
     if not isinstance(config, dict) or not config.get("applications"):
-        raise ConfigError(f"{path} names no applications; it must be a Serve config, as `sluice serve --dry-run` prints")
+        raise ConfigError(f"{path} names no applications; it must be a Serve config, see `sluice serve --dry-run`")
     names = [application.get("name", "default") for application in config["applications"]]
     if dry_run:
         print(f"would deploy {', '.join(names)} to {address}:\n{to_yaml(config)}")
