@@ -1,0 +1,56 @@
+"""ONNX graph -> ONNX Runtime session on the CPU. Imported only when a variant is loaded with it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.artifacts import ArtifactStore
+from cluster.errors import InferenceFailed, RuntimeUnavailable
+from cluster.runtimes.base import RuntimeConfig, Tensors
+from cluster.tensors import check_inputs
+from cluster.variants import Variant
+
+try:
+    import onnxruntime as ort
+except ImportError as error:  # pragma: no cover - the dependency is declared; a slim serving image may lack it
+    raise RuntimeUnavailable("onnxruntime is not installed; pip install onnxruntime") from error
+
+FORMATS = ("onnx",)
+
+
+class OnnxRuntime:
+    """One InferenceSession; `infer` releases the GIL while the graph runs."""
+
+    name = "onnxruntime"
+
+    def __init__(self, store: ArtifactStore, variant: Variant, config: RuntimeConfig) -> None:
+        self.config = config
+        self._specs = variant.inputs
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = config.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Spinning threads win a little latency on an idle machine and starve everything else on a shared one.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        data = store.read(variant, variant.model_file.path)
+        try:
+            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise InferenceFailed(f"ONNX Runtime cannot load variant {variant.name} ({variant.id}): {error}") from error
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def infer(self, inputs: Tensors) -> dict[str, NDArray[np.generic]]:
+        """See Runtime.infer."""
+        check_inputs(self._specs, inputs)
+        if self._session is None:
+            raise InferenceFailed("this runtime is closed; load the variant again")
+        try:
+            outputs = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:
+            raise InferenceFailed(f"ONNX Runtime failed: {error}") from error
+        return dict(zip(self._outputs, outputs, strict=True))
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
