@@ -92,6 +92,8 @@ def decode_chunked(data: bytes, start: int) -> tuple[bytes, int] | None:
         if line_end < 0:
             return None
         size = int(data[start:line_end].split(b";")[0], 16)
+        if size < 0:
+            raise ValueError(f"{size} is no chunk size.")
         start = line_end + 2
         if size == 0:
             break

@@ -123,7 +123,8 @@ def find_slo_rate(
                 return result.met
         raise ClientSaturated(
             f"can't tell at {rate:.0f} req/s (seed {seed}): the client's own lag is "
-            f"{result.send_lag_p99_s * 1e3:.2f} ms at p99 and its CPU share {result.client_cpu_share:.0%}; use more client processes or cores of their own."
+            f"{result.send_lag_p99_s * 1e3:.2f} ms at p99 and its CPU share "
+            f"{result.client_cpu_share:.0%}; use more client processes or cores of their own."
         )
 
     for seed in seeds:

@@ -152,8 +152,12 @@ class ClosedLoop:
         self.pool.close()
 
     def _submit(self) -> None:
+        now = _monotonic()
+        if now >= self._stop_at:
+            self._finish_if_idle(now)
+            return
         index = len(self._sent_at)
-        self._sent_at.append(_monotonic())
+        self._sent_at.append(now)
         self._latency.append(nan)
         self._outcomes.append(0)
         self._correct.append(False)
