@@ -157,8 +157,11 @@ def poisson_steps(
 ) -> Callable[[float, int], StepResult]:
     """The usual `measure`: Poisson arrivals for `warmup_s`, not judged, then for `duration_s`, judged at `bound_s`.
 
-    A step stops early once a client has a `timeout_s`-long queue: by then it has failed.
+    A step stops early once half a `timeout_s` of arrivals waits in the client: far more than 1% are late by then.
+    Raises ConfigError unless `timeout_s` leaves room above `bound_s`.
     """
+    if not 0 < 4 * bound_s <= timeout_s:
+        raise ConfigError(f"timeout_s={timeout_s} is under four times bound_s={bound_s}; pass a longer timeout_s.")
 
     def measure(rate: float, seed: int) -> StepResult:
         window_s = warmup_s + duration_s
@@ -170,7 +173,7 @@ def poisson_steps(
             connections=connections,
             cpus=cpus,
             timeout_s=timeout_s,
-            abort_backlog=max(math.ceil(rate * timeout_s), 64),
+            abort_backlog=max(math.ceil(rate * timeout_s / 2), 64),
         )
         return judge(result.after(warmup_s), bound_s, lag_limit_s=lag_limit_s)
 

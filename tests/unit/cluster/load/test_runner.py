@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,24 @@ from cluster.load import runner as runner_module
 from tests.unit.cluster.load.conftest import TargetOf
 
 
-def short_run(target: Target, *, rate: float = 50.0, timeout_s: float = 2.0, **options: int) -> LoadResult:
-    return run_open_loop(target, constant(rate, 0.4), duration_s=0.4, timeout_s=timeout_s, **options)
+def short_run(
+    target: Target,
+    *,
+    timeout_s: float = 2.0,
+    processes: int = 1,
+    connections: int = 64,
+    cpus: Sequence[int] | None = None,
+) -> LoadResult:
+    """20 requests over 0.4 s."""
+    return run_open_loop(
+        target,
+        constant(50.0, 0.4),
+        duration_s=0.4,
+        timeout_s=timeout_s,
+        processes=processes,
+        connections=connections,
+        cpus=cpus,
+    )
 
 
 def test_every_arrival_is_sent_once_and_answered(target_of: TargetOf) -> None:
@@ -88,9 +105,9 @@ def test_latency_counts_from_the_schedule_when_connections_run_out(target_of: Ta
     result = run_open_loop(target_of("/slow"), np.zeros(10), duration_s=0.1, connections=1)
     assert result.outcomes() == {"200": 10}
     assert np.all(np.sort(result.latency_s) >= 0.1 * np.arange(1, 11) - 0.01)
-    assert result.queued_share == pytest.approx(0.9)
+    assert result.queued_share >= 0.9
     # and the wait is not mistaken for the client's own lag
-    assert result.send_lag_p99_s < 0.5
+    assert np.max(result.wake_lag_s) < np.max(result.send_lag_s)
 
 
 def test_a_backlog_aborts_the_run(target_of: TargetOf) -> None:
@@ -111,7 +128,7 @@ def test_splitting_over_processes_keeps_each_request_its_payload(target_of: Targ
 
 
 def test_pinned_workers_run(target_of: TargetOf) -> None:
-    assert short_run(target_of("/ok"), cpus=[0]).outcomes() == {"200": 20}  # type: ignore[arg-type]
+    assert short_run(target_of("/ok"), cpus=[0]).outcomes() == {"200": 20}
 
 
 def test_the_closed_loop_keeps_asking() -> None:
@@ -140,7 +157,7 @@ def test_workers_die_with_an_interrupt(target_of: TargetOf, monkeypatch: pytest.
     def interrupt(self: object, deadline: float) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner_module.subprocess, "Popen", Spy)
+    monkeypatch.setattr(subprocess, "Popen", Spy)
     monkeypatch.setattr(runner_module._Worker, "read_line", interrupt)
     with pytest.raises(KeyboardInterrupt):
         short_run(target_of("/ok"), processes=2)

@@ -12,6 +12,7 @@ from cluster.errors import ClientSaturated, ConfigError
 from cluster.load import TIMEOUT, StepResult, find_slo_rate, judge, null_server, poisson_steps
 from cluster.load.http1 import build_request
 from cluster.load.runner import Target
+from tests.unit.cluster.load.conftest import TargetOf
 from tests.unit.cluster.load.test_result import result_of
 
 
@@ -129,7 +130,23 @@ def test_poisson_steps_measure_a_real_server() -> None:
     with null_server() as (host, port):
         target = Target(host, port, [build_request("POST", "/", host, {}, b"x")])
         # Generous limits: this test is about the plumbing, on whatever machine it runs.
-        measure = poisson_steps(target, bound_s=5.0, duration_s=0.5, warmup_s=0.1, lag_limit_s=5.0)
+        measure = poisson_steps(target, bound_s=1.0, duration_s=0.5, warmup_s=0.1, lag_limit_s=5.0)
         found = find_slo_rate(measure, low=50.0, high=200.0, steps=1, seeds=[1])
     assert found.median in (100.0, 200.0)
     assert all(np.isfinite(step.result.p99_s) for step in found.trace)
+
+
+def test_an_overloaded_server_fails_its_step_early_and_is_blamed(target_of: TargetOf) -> None:
+    """0.1 s per answer over 2 connections is 20 req/s; the client is idle all the while."""
+    measure = poisson_steps(
+        target_of("/slow"), bound_s=0.25, duration_s=20.0, warmup_s=0.1, connections=2, timeout_s=1.0, lag_limit_s=0.2
+    )
+    judged = measure(200.0, 1)
+    assert not judged.met
+    assert not judged.client_saturated
+    assert judged.p99_s == math.inf
+
+
+def test_the_timeout_must_exceed_the_bound(target_of: TargetOf) -> None:
+    with pytest.raises(ConfigError, match="timeout_s=1"):
+        poisson_steps(target_of("/ok"), bound_s=0.5, timeout_s=1.0)
