@@ -1,0 +1,294 @@
+"""Start and stop a local Ray cluster with the right environment, and clean up exactly what was started.
+
+    with LocalCluster("demo-after", cpus=[0]) as cluster:
+        cluster.deploy(serve_config)
+        ...  # http://127.0.0.1:{cluster.http_port}
+
+Any number run side by side: every port and folder is the cluster's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+import psutil
+
+from cluster.errors import ClusterError, ConfigError
+from cluster.local_supervisor import end_processes
+
+MARK = "SLUICE_CLUSTER_ID"
+_START_S = 60.0
+
+
+def default_state_dir() -> Path:
+    """$SLUICE_STATE or ~/.local/share/sluice/clusters: one small file for each cluster that runs."""
+    return Path(os.environ.get("SLUICE_STATE", Path.home() / ".local/share/sluice/clusters"))
+
+
+@dataclass(frozen=True)
+class ClusterRecord:
+    """What the state file of a running cluster says."""
+
+    name: str
+    cluster_id: str
+    supervisor_pid: int
+    created: float
+    http_port: int
+    dashboard_address: str
+    address: str
+    temp_dir: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def supervisor(self) -> psutil.Process | None:
+        """The supervisor if it still runs; a reused pid is not mistaken for it."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.supervisor_pid)
+            if abs(process.create_time() - self.created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+    def leavings(self) -> list[psutil.Process]:
+        """Processes that carry this cluster's mark, wherever they hang: for when the supervisor itself was killed."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.pid == os.getpid():
+                    continue
+                marked = any(self.temp_dir in part for part in process.cmdline())
+                if marked or process.environ().get(MARK) == self.cluster_id:
+                    found.append(process)
+        return found
+
+
+def free_ports(count: int) -> list[int]:
+    """Distinct TCP ports that are free now on 127.0.0.1."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def serve_environment(*, ha_proxy: bool, temp_dir: str, ports: list[int]) -> dict[str, str]:
+    """Environment of Ray and Serve: the throughput-optimised path with a HAProxy of our own, or Ray's defaults."""
+    base = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+    if not ha_proxy:
+        return base
+    proxy = f"{temp_dir}/haproxy"
+    return base | {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{proxy}/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{proxy}/admin.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": proxy,
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{proxy}/server-state",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "0.5,1,2,5,10,20,35,50,75,100,200,500,1000,5000",
+    }
+
+
+class LocalCluster:
+    """A single-node Ray head under a supervisor; a context manager. Raises ClusterError if it does not come up."""
+
+    def __init__(
+        self, name: str, *, http_port: int = 0, ha_proxy: bool = True, cpus: list[int] | None = None, num_cpus: int = 4,
+        state_dir: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.state_dir = state_dir or default_state_dir()
+        self._ha_proxy = ha_proxy
+        self._cpus = cpus or []
+        self._num_cpus = num_cpus
+        self._wanted_port = http_port
+        self._supervisor: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> LocalCluster:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start, and return once Ray's dashboard answers; whatever goes wrong, nothing stays behind."""
+        state_file = self.state_dir / f"{self.name}.json"
+        if any(record.name == self.name for record in list_clusters(self.state_dir)):
+            raise ConfigError(f"a local cluster {self.name!r} runs already; stop it first: sluice stop {self.name}")
+        if self._wanted_port and _listening(self._wanted_port):
+            raise ConfigError(f"port {self._wanted_port} is taken by another program; pass --port another one")
+        cluster_id = uuid.uuid4().hex[:8]
+        temp_dir = f"/tmp/sluice-{cluster_id}"  # short: Ray's socket names below it have a limit of 107 bytes
+        ports = free_ports(9)
+        gcs, dashboard, agent, agent_grpc, metrics, client = ports[:6]
+        self.http_port = self._wanted_port or ports[8]
+        self.address = f"127.0.0.1:{gcs}"
+        self.dashboard_address = f"http://127.0.0.1:{dashboard}"
+        self.temp_dir = temp_dir
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
+            "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={temp_dir}", f"--num-cpus={self._num_cpus}",
+            "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
+            f"--metrics-export-port={metrics}", f"--ray-client-server-port={client}",
+            f"--object-store-memory={256 << 20}",
+        ]  # fmt: skip
+        record = {
+            "name": self.name, "cluster_id": cluster_id, "http_port": self.http_port, "address": self.address,
+            "dashboard_address": self.dashboard_address, "temp_dir": temp_dir,
+        }  # fmt: skip
+        spec = {
+            "command": command, "cpus": self._cpus, "temp_dir": temp_dir, "state_file": str(state_file), "record": record,
+        }  # fmt: skip
+        self.env = serve_environment(ha_proxy=self._ha_proxy, temp_dir=temp_dir, ports=ports[6:8])
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        self._supervisor = subprocess.Popen(
+            [sys.executable, "-m", "cluster.local_supervisor", json.dumps(spec)],
+            stdin=subprocess.PIPE,
+            env=inherited | self.env | {MARK: cluster_id},
+            start_new_session=True,  # Ctrl-C is for us; the supervisor hears of our end through the pipe
+        )
+        try:
+            self._wait_until_up()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_until_up(self) -> None:
+        assert self._supervisor is not None
+        end = time.monotonic() + _START_S
+        while time.monotonic() < end:
+            if self._supervisor.poll() is not None:
+                break
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.dashboard_address}/api/version", timeout=2.0).status_code == 200:
+                    return
+            time.sleep(0.1)
+        log = Path(self.temp_dir) / "ray-start.log"
+        tail = log.read_text()[-600:] if log.exists() else "no log"
+        raise ClusterError(f"Ray did not come up within {_START_S:g} s on {self.address}; its last words: {tail}")
+
+    def deploy(self, config: dict[str, Any], *, timeout_s: float = 120.0) -> None:
+        """Deploy a Serve config and wait until every application runs. Raises ClusterError with Ray's own message."""
+        deploy_config(self.dashboard_address, config, timeout_s=timeout_s)
+
+    def pids(self) -> list[int]:
+        """All processes of this cluster, the supervisor first."""
+        return [process.pid for process in self._processes()]
+
+    def _processes(self) -> list[psutil.Process]:
+        if self._supervisor is None:
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            supervisor = psutil.Process(self._supervisor.pid)
+            return [supervisor, *supervisor.children(recursive=True)]
+        return []
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds used so far by all of them, Ray's own and HAProxy included, with what their dead children used."""
+        total = 0.0
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+    def stop(self) -> None:
+        """End it and everything below it; a second call does nothing."""
+        if self._supervisor is None:
+            return
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor.stdin is not None:
+            supervisor.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            supervisor.send_signal(signal.SIGTERM)
+        try:
+            supervisor.wait(timeout=30.0)
+        finally:
+            with contextlib.suppress(ClusterError):
+                stop_cluster(self.name, self.state_dir)
+
+
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def deploy_config(dashboard_address: str, config: dict[str, Any], *, timeout_s: float) -> None:
+    """PUT a Serve config to a Ray dashboard and wait until all its applications run.
+
+    Raises ClusterError if the dashboard does not answer, refuses the config, or an application fails.
+    """
+    url = f"{dashboard_address.rstrip('/')}/api/serve/applications/"
+    names = {application.get("name", "default") for application in config["applications"]}
+    end = time.monotonic() + timeout_s
+    try:
+        with httpx.Client(timeout=60.0) as client:
+            answer = client.put(url, json=config)
+            if answer.status_code != 200:
+                raise ClusterError(f"{url} refused the config ({answer.status_code}): {answer.text[-600:]}")
+            while time.monotonic() < end:
+                applications = client.get(url).json().get("applications", {})
+                states = {name: applications.get(name, {}).get("status", "NOT_STARTED") for name in names}
+                for name, state in states.items():
+                    if state in ("DEPLOY_FAILED", "UNHEALTHY"):
+                        message = applications[name].get("message", "")
+                        deployments = applications[name].get("deployments", {})
+                        details = "; ".join(d.get("message", "") for d in deployments.values())
+                        raise ClusterError(f"application {name!r} is {state}: {message} {details}"[:2000])
+                if set(states.values()) == {"RUNNING"}:
+                    return
+                time.sleep(0.2)
+    except httpx.HTTPError as error:
+        raise ClusterError(f"{url} does not answer ({error}); is Ray running there, with its dashboard?") from error
+    raise ClusterError(f"after {timeout_s:g} s the applications are {states}; see {dashboard_address}")
+
+
+def list_clusters(state_dir: Path | None = None) -> list[ClusterRecord]:
+    """Clusters with a state file that have a supervisor or leavings; files of vanished ones are removed."""
+    records = []
+    for path in sorted((state_dir or default_state_dir()).glob("*.json")):
+        try:
+            record = ClusterRecord(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            continue  # being written or removed just now
+        if record.supervisor() or record.leavings():
+            records.append(record)
+        else:
+            path.unlink(missing_ok=True)
+    return records
+
+
+def stop_cluster(name: str, state_dir: Path | None = None) -> None:
+    """Stop a cluster from any process, also when its supervisor is dead. Raises ClusterError if there is none."""
+    folder = state_dir or default_state_dir()
+    record = next((r for r in list_clusters(folder) if r.name == name), None)
+    if record is None:
+        raise ClusterError(f"no local cluster {name!r} runs here; see sluice status")
+    supervisor = record.supervisor()
+    if supervisor is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            supervisor.terminate()
+            supervisor.wait(timeout=30.0)
+    end_processes(record.leavings)
+    shutil.rmtree(record.temp_dir, ignore_errors=True)
+    (folder / f"{name}.json").unlink(missing_ok=True)
