@@ -157,7 +157,8 @@ class LocalCluster:
             "dashboard_address": self.dashboard_address, "temp_dir": temp_dir,
         }  # fmt: skip
         spec = {
-            "command": command, "cpus": self._cpus, "temp_dir": temp_dir, "state_file": str(state_file), "record": record,
+            "command": command, "cpus": self._cpus, "temp_dir": temp_dir, "state_file": str(state_file),
+            "record": record,
         }  # fmt: skip
         self.env = serve_environment(ha_proxy=self._ha_proxy, temp_dir=temp_dir, ports=ports[6:8])
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -204,7 +205,7 @@ class LocalCluster:
         return []
 
     def cpu_seconds(self) -> float:
-        """CPU seconds used so far by all of them, Ray's own and HAProxy included, with what their dead children used."""
+        """CPU seconds used so far by all of them that live, Ray's own and HAProxy included."""
         total = 0.0
         for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -49,7 +49,7 @@ class StockClassifier:
 
 def build(args: dict[str, str]) -> Application:
     """Serve's builder: args are `store` (path) and `variant` (id of the torch_export variant with its weights)."""
-    return StockClassifier.bind(args["store"], args["variant"])  # type: ignore[no-any-return, attr-defined]
+    return StockClassifier.bind(args["store"], args["variant"])  # type: ignore[attr-defined]
 
 
 def serve_config(*, store: Path, variant_id: str, port: int, num_cpus: float) -> dict[str, Any]:

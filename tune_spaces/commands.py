@@ -159,7 +159,8 @@ def load(
     import httpx
     import numpy as np
 
-    from cluster.load import Target, build_request, constant, poisson, read_trace_csv, replay, run_open_loop
+    from cluster.load import Target, build_request, run_open_loop, summary_rows
+    from cluster.load.report import percentile_rows
     from cluster.tensors import NUMPY_OF_DATATYPE
     from serve_apps.oip.codec import encode_request
 
@@ -169,15 +170,7 @@ def load(
     port = parts.port or 80
     if rate <= 0 or duration_s <= 0:
         raise ConfigError(f"rate={rate} and duration_s={duration_s} must be above 0")
-    if arrivals == "poisson":
-        times = poisson(rate, duration_s, seed=seed)
-    elif arrivals == "constant":
-        times = constant(rate, duration_s)
-    else:
-        rates = read_trace_csv(Path(arrivals))
-        bins = max(1, int(duration_s))
-        window = rates[:bins]
-        times = replay(window, 1.0, scale=rate / max(float(np.mean(window)), 1e-9), seed=seed)
+    times = _arrivals(arrivals, rate, duration_s, seed)
     try:
         answer = httpx.get(f"http://{parts.hostname}:{port}/v2/models/{model}", timeout=10.0)
     except httpx.HTTPError as error:
@@ -191,23 +184,34 @@ def load(
     }
     body, headers = encode_request(inputs, binary=True, binary_output=True)
     request = build_request("POST", f"/v2/models/{model}/infer", f"{parts.hostname}:{port}", headers, body)
-    target = Target(host=parts.hostname, port=port, requests=[request], expect=None)
-    result = run_open_loop(target, times, connections=connections, timeout_s=10.0)
-    figures = {
-        "requests": result.count,
-        "ok": result.ok_count,
-        "latency_p50_s": result.latency_quantile_s(0.5),
-        "latency_p99_s": result.latency_quantile_s(0.99),
-        "slo_attainment": result.slo_attainment(bound_s),
-        "goodput_rps": result.goodput_rps(bound_s),
-        "send_lag_p99_s": result.send_lag_p99_s,
-        "client_cpu_s": result.client_cpu_s,
-    }
+    target = Target(host=parts.hostname, port=port, requests=[request], expect=[b'"outputs"'])
+    result = run_open_loop(target, times, duration_s=duration_s, connections=connections)
     if as_json:
-        print(json.dumps(figures))
-    else:
-        rows = [(key, f"{value:,.5g}") for key, value in figures.items()]
-        _console.print(summary.table(f"{url}, {rate:g} req/s for {duration_s:g} s", ("figure", "value"), list(rows)))
+        print(json.dumps(result.to_json(bound_s=bound_s)))
+        return
+    title = f"{url}, {rate:g} req/s for {duration_s:g} s"
+    _console.print(summary.table(title, ("figure", "value"), list(summary_rows(result, bound_s=bound_s))))
+    columns = ("latency from the scheduled time", "all requests", "served ones")
+    _console.print(summary.table("", columns, list(percentile_rows(result))))
+
+
+def _arrivals(kind: str, rate: float, duration_s: float, seed: int) -> Any:
+    """Arrival offsets in seconds: "poisson", "constant", or the start of a trace file scaled to a mean of `rate`."""
+    from cluster.load import constant, poisson, read_trace_csv, replay
+
+    if kind == "poisson":
+        return poisson(rate, duration_s, seed=seed)
+    if kind == "constant":
+        return constant(rate, duration_s)
+    path = Path(kind)
+    if not path.is_file():
+        raise ConfigError(f"arrivals={kind!r} is neither poisson nor constant nor a file; pass one of these")
+    trace = read_trace_csv(path)
+    window = trace.rates_rps[: max(1, round(duration_s / trace.bin_s))]
+    mean = float(window.mean())
+    if mean <= 0:
+        raise ConfigError(f"{path}: the first {duration_s:g} s hold no request; pass a longer --duration-s")
+    return replay(window, trace.bin_s, scale=rate / mean, seed=seed)
 
 
 def status(*, as_json: bool) -> None:

@@ -149,6 +149,7 @@ def before_and_after(
                 Endpoint("after", our_load, ours.cpu_seconds),
                 PROTOCOLS[protocol_name],
                 client_cpus=cores.client or None,
+                server_cpus=cores.server or None,
                 say=stages.say,
             )
 

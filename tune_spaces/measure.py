@@ -1,31 +1,43 @@
 """Two endpoints + Protocol -> Comparison: before against after, in interleaved rounds of one run.
 
 Follows benchmarks/PROTOCOL.md. Every figure of the before | after table comes out of here; nothing is remembered from
-another run, and a client that cannot hold the rate ends the run instead of lending its own limit to a server.
+another run. Where the client cannot hold a rate the figure is None, "can't tell", and never the client's own limit.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import socket
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
+from cluster.errors import ClientSaturated
 from cluster.load import (
     LoadResult,
     SelfCheck,
+    SloRate,
     StepResult,
     Target,
     find_slo_rate,
     poisson,
+    poisson_steps,
     run_closed_loop,
     run_open_loop,
     self_check,
 )
 
 Say = Callable[[str], None]
+
+_SPAN = 1.25
+"""The bisection looks from 1/_BELOW to _SPAN times what a closed loop got out of the endpoint."""
+_BELOW = 4.0
+_FALLBACK = 40.0
+"""An endpoint that misses its bound even there is searched once more, down to 1/_FALLBACK of its maximum."""
+_REQUEST_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -39,15 +51,16 @@ class Protocol:
     seeds: tuple[int, ...]
     steps: int
     bounds_s: tuple[float, ...]
-    """p99 bounds; the first is the one that the table shows."""
+    """p99 bounds; the first is the one that decides the equal load."""
     equal_load_s: float
     rounds: int
     closed_loop_s: float
     connections: int = 64
+    """Of the closed loop; the open loop may use four times as many, so that it seldom waits for one."""
 
 
-QUICK = Protocol("quick", 3.0, 0.5, (1, 2, 3), 4, (0.050,), 4.0, 3, 3.0)
-FULL = Protocol("full", 20.0, 3.0, (1, 2, 3), 6, (0.050, 0.025), 20.0, 3, 10.0)
+QUICK = Protocol("quick", 3.0, 1.0, (1, 2, 3), 4, (0.050,), 4.0, 3, 2.0)
+FULL = Protocol("full", 20.0, 3.0, (1, 2, 3), 5, (0.050, 0.025), 20.0, 5, 8.0)
 PROTOCOLS = {p.name: p for p in (QUICK, FULL)}
 
 
@@ -63,23 +76,31 @@ class Endpoint:
 
 @dataclass
 class Figures:
-    """What is known of one endpoint after a comparison; rates in requests/s, times in s."""
+    """What is known of one endpoint after a comparison; rates in requests/s, times in s, None for "can't tell"."""
 
-    slo_rate: dict[str, float] = field(default_factory=dict)
-    """By bound in ms: the median over the seeds."""
+    slo_rate: dict[str, float | None] = field(default_factory=dict)
+    """By bound ("50ms"): the median over the seeds."""
     slo_rate_per_seed: dict[str, list[float]] = field(default_factory=dict)
-    max_rate: float = 0.0
-    """Closed loop, all connections busy."""
-    latency_p50_s: float = 0.0
-    latency_p99_s: float = 0.0
+    slo_rate_is_a_floor: dict[str, bool] = field(default_factory=dict)
+    """The search met its upper end, which is what the client can hold: the true rate may be higher."""
+    max_rates: list[float] = field(default_factory=list)
+    """Closed loop, all connections busy, one entry a round."""
+    latency_p50_s: float | None = None
+    latency_p99_s: float | None = None
     error_rate: float = 0.0
     """Share of requests not answered correctly at the equal load."""
     core_s_per_million: float = 0.0
     """CPU seconds of all server processes per million correct answers, at its own closed-loop maximum."""
+    utilisation: float = 0.0
+    """Share of the cores given that its processes used at that maximum."""
     core_s_per_million_equal_load: float = 0.0
-    equal_load_rounds: list[dict[str, float]] = field(default_factory=list)
-    latency_histogram: str = ""
-    """HdrHistogram of the last round at equal load."""
+    equal_load_rounds: list[dict[str, float | None]] = field(default_factory=list)
+    latency_histograms: list[str] = field(default_factory=list)
+    """HdrHistogram of each round at equal load."""
+
+    @property
+    def max_rate(self) -> float:
+        return statistics.median(self.max_rates) if self.max_rates else 0.0
 
 
 @dataclass
@@ -87,17 +108,19 @@ class Comparison:
     """Both endpoints' figures, the client's own proof, and the load that was equal."""
 
     protocol: Protocol
+    server_cores: int
     equal_load_rate: float
     self_check: dict[str, Any]
     before: Figures
     after: Figures
     client_cpu_share: float
-
-    def ratio(self, bound: str) -> float:
-        return self.after.slo_rate[bound] / self.before.slo_rate[bound]
+    """The largest share of its core that the client used in any equal-load round."""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        described = asdict(self)
+        for name, figures in (("before", self.before), ("after", self.after)):
+            described[name]["max_rate"] = figures.max_rate
+        return described
 
 
 def bound_label(bound_s: float) -> str:
@@ -105,110 +128,182 @@ def bound_label(bound_s: float) -> str:
     return f"{bound_s * 1e3:g}ms"
 
 
-def _open_loop(
-    endpoint: Endpoint, rate: float, duration_s: float, seed: int, protocol: Protocol, cpus: list[int] | None
-) -> LoadResult:
-    return run_open_loop(
-        endpoint.target,
-        poisson(rate, duration_s, seed=seed),
-        connections=max(protocol.connections, 256),
-        cpus=cpus,
-        timeout_s=2.0,
-    )
+@dataclass(frozen=True)
+class _Bench:
+    """What every measurement of one comparison shares."""
+
+    protocol: Protocol
+    client_cpus: list[int] | None
+    server_cpus: list[int] | None
+    say: Say
+
+    def closed_loop(self, endpoint: Endpoint, figures: Figures, cores: int) -> None:
+        used, began = endpoint.cpu_seconds(), time.monotonic()
+        result = run_closed_loop(
+            endpoint.target, connections=self.protocol.connections, duration_s=self.protocol.closed_loop_s,
+            cpus=self.client_cpus, timeout_s=_REQUEST_TIMEOUT_S,
+        )  # fmt: skip
+        cpu_s, took_s = endpoint.cpu_seconds() - used, time.monotonic() - began
+        figures.max_rates.append(result.goodput_rps())
+        figures.core_s_per_million = cpu_s / max(1, int(result.ok.sum())) * 1e6
+        # The load's own start-up is in took_s, so this errs on the low side, for both endpoints alike.
+        figures.utilisation = cpu_s / (took_s * cores)
+        self.say(f"{endpoint.name}: at most {result.goodput_rps():,.0f} req/s, {self.protocol.connections} connections")
+
+    def self_check(self, rate: float) -> SelfCheck:
+        """The highest rate that the client holds against a null server, `rate` or less. Raises ClientSaturated."""
+        cpu = self.server_cpus[0] if self.server_cpus else None
+        for share in (1.0, 1.0, 0.8, 0.6, 0.4):
+            check = self_check(
+                rate * share, self.protocol.closed_loop_s, cpus=self.client_cpus, server_cpu=cpu,
+                connections=4 * self.protocol.connections,
+            )  # fmt: skip
+            self.say(
+                f"client alone: {check.rate:,.0f} req/s with p99 send lag {check.send_lag_p99_s * 1e3:.2f} ms "
+                f"({'held' if check.ok else 'not held'})"
+            )
+            if check.ok:
+                return check
+        return check.require()
+
+    def slo_rate(self, endpoint: Endpoint, bound_s: float, seed: int, high: float, ceiling: float) -> SloRate:
+        """One seed's bisection. Raises ClientSaturated when the client's own lag hides the answer."""
+        steps = poisson_steps(
+            endpoint.target, bound_s=bound_s, duration_s=self.protocol.step_s, warmup_s=self.protocol.warmup_s,
+            connections=4 * self.protocol.connections, cpus=self.client_cpus, timeout_s=max(2.0, 4 * bound_s),
+        )  # fmt: skip
+
+        def measure(rate: float, step_seed: int) -> StepResult:
+            settle(endpoint.target, bound_s)
+            step = steps(rate, step_seed)
+            verdict = "can't tell" if step.client_saturated else "holds" if step.met else "too late"
+            self.say(f"{endpoint.name}: {rate:,.0f} req/s, p99 {step.p99_s * 1e3:,.1f} ms: {verdict}")
+            return step
+
+        top, bottom = min(_SPAN * high, ceiling), min(high / _BELOW, ceiling / 2)
+        found = find_slo_rate(measure, low=bottom, high=top, steps=self.protocol.steps, seeds=[seed], retries=2)
+        if found.median == 0.0:
+            lower = find_slo_rate(
+                measure, low=high / _FALLBACK, high=bottom, steps=self.protocol.steps, seeds=[seed], retries=2
+            )
+            return replace(lower, at_ceiling=False)  # its upper end has just been seen to fail
+        return found
+
+    def slo_rates(self, pairs: list[tuple[Endpoint, Figures]], bound_s: float, ceiling: float) -> None:
+        label = bound_label(bound_s)
+        for seed in self.protocol.seeds:
+            for endpoint, figures in pairs:
+                rates = figures.slo_rate_per_seed.setdefault(label, [])
+                try:
+                    found = self.slo_rate(endpoint, bound_s, seed, figures.max_rate, ceiling)
+                except ClientSaturated as error:
+                    self.say(f"{endpoint.name}: {error}")
+                    continue
+                rates.append(found.median)
+                floor = figures.slo_rate_is_a_floor.get(label, False)
+                figures.slo_rate_is_a_floor[label] = floor or found.at_ceiling
+        for _, figures in pairs:
+            rates = figures.slo_rate_per_seed[label]
+            figures.slo_rate[label] = statistics.median(rates) if rates else None
+
+    def equal_load(self, endpoint: Endpoint, figures: Figures, rate: float, seed: int) -> LoadResult:
+        settle(endpoint.target, self.protocol.bounds_s[0])
+        window_s = self.protocol.warmup_s + self.protocol.equal_load_s
+        used = endpoint.cpu_seconds()
+        result = run_open_loop(
+            endpoint.target, poisson(rate, window_s, seed), duration_s=window_s,
+            connections=4 * self.protocol.connections, cpus=self.client_cpus, timeout_s=_REQUEST_TIMEOUT_S,
+        )  # fmt: skip
+        cpu_s = endpoint.cpu_seconds() - used
+        judged = result.after(self.protocol.warmup_s)
+        figures.equal_load_rounds.append(
+            {
+                "latency_p50_s": _finite(judged.latency_quantile_s(0.50)),
+                "latency_p99_s": _finite(judged.latency_quantile_s(0.99)),
+                "error_rate": 1.0 - float(judged.ok.mean()),
+                "core_s_per_million": cpu_s / max(1, int(result.ok.sum())) * 1e6,
+                "send_lag_p99_s": _finite(judged.send_lag_p99_s),
+            }
+        )
+        figures.latency_histograms.append(judged.histogram())
+        return judged
 
 
-def _slo_rate(
-    endpoint: Endpoint, bound_s: float, seed: int, high: float, protocol: Protocol, cpus: list[int] | None, say: Say
-) -> float:
-    """One seed's bisection; the upper end of the search is 1.2x what a closed loop got out of the endpoint."""
-
-    def measure(rate: float, step_seed: int) -> StepResult:
-        _open_loop(endpoint, min(rate, high * 0.3), protocol.warmup_s, step_seed + 1000, protocol, cpus)
-        result = _open_loop(endpoint, rate, protocol.step_s, step_seed, protocol, cpus)
-        p99 = result.latency_quantile_s(0.99)
-        say(f"{endpoint.name}: {rate:,.0f} req/s, p99 {p99 * 1e3:,.1f} ms {'holds' if p99 <= bound_s else 'too late'}")
-        return StepResult.from_load(result, bound_s=bound_s)
-
-    return find_slo_rate(measure, low=0.0, high=1.2 * high, steps=protocol.steps, seeds=[seed]).median
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
-def _round(figures: Figures, endpoint: Endpoint, result: LoadResult, cpu_s: float) -> None:
-    correct = max(1, result.ok_count)
-    figures.equal_load_rounds.append(
-        {
-            "latency_p50_s": result.latency_quantile_s(0.50),
-            "latency_p99_s": result.latency_quantile_s(0.99),
-            "error_rate": 1.0 - result.ok_count / max(1, result.count),
-            "core_s_per_million": cpu_s / correct * 1e6,
-        }
-    )
-    figures.latency_histogram = result.histogram()
+def settle(target: Target, bound_s: float, *, patience_s: float = 15.0) -> None:
+    """Wait until the server has worked off what an overload left behind: two prompt answers in a row.
+
+    Gives up silently after `patience_s`: the step that follows then measures what its users would see.
+    """
+    end, prompt = time.monotonic() + patience_s, 0
+    while prompt < 2 and time.monotonic() < end:
+        began = time.monotonic()
+        with contextlib.suppress(OSError), socket.create_connection((target.host, target.port), timeout=2.0) as probe:
+            probe.sendall(target.requests[0])
+            answered = probe.recv(65536).startswith(b"HTTP/1.1 200")
+            prompt = prompt + 1 if answered and time.monotonic() - began < bound_s else 0
+        if not prompt:
+            time.sleep(0.05)
 
 
 def compare(
-    before: Endpoint, after: Endpoint, protocol: Protocol, *, client_cpus: list[int] | None, say: Say
+    before: Endpoint,
+    after: Endpoint,
+    protocol: Protocol,
+    *,
+    client_cpus: list[int] | None,
+    server_cpus: list[int] | None,
+    say: Say,
 ) -> Comparison:
-    """Measure both endpoints side by side.
+    """Measure both endpoints side by side, in turn.
 
-    Raises ClientSaturated when the client could not hold the rate against a null server.
+    Raises ClientSaturated when the client holds not even 40% of the faster one's maximum against a null server.
     """
-    endpoints = (before, after)
-    figures = {before.name: Figures(), after.name: Figures()}
-    client_cpu_s = client_wall_s = 0.0
-
-    for endpoint in endpoints:
+    bench = _Bench(protocol, client_cpus, server_cpus, say)
+    pairs = [(before, Figures()), (after, Figures())]
+    cores = len(server_cpus) if server_cpus else 1
+    for endpoint, _ in pairs:
         run_closed_loop(endpoint.target, connections=8, duration_s=protocol.warmup_s + 1.0, cpus=client_cpus)
-    for endpoint in endpoints:
-        used = endpoint.cpu_seconds()
-        result = run_closed_loop(
-            endpoint.target, connections=protocol.connections, duration_s=protocol.closed_loop_s, cpus=client_cpus
-        )
-        own = figures[endpoint.name]
-        own.max_rate = result.ok_count / protocol.closed_loop_s
-        own.core_s_per_million = (endpoint.cpu_seconds() - used) / max(1, result.ok_count) * 1e6
-        client_cpu_s += result.client_cpu_s
-        client_wall_s += protocol.closed_loop_s
-        say(f"{endpoint.name}: at most {own.max_rate:,.0f} req/s with {protocol.connections} connections always busy")
+    for _ in range(protocol.rounds):
+        for endpoint, figures in pairs:
+            settle(endpoint.target, protocol.bounds_s[0])
+            bench.closed_loop(endpoint, figures, cores)
 
-    check: SelfCheck = self_check(
-        1.2 * max(f.max_rate for f in figures.values()), duration_s=protocol.closed_loop_s, cpus=client_cpus
-    )
-    say(f"client: holds {check.rate:,.0f} req/s with p99 send lag {check.send_lag_p99_s * 1e3:.2f} ms")
-
+    check = bench.self_check(_SPAN * max(figures.max_rate for _, figures in pairs))
     for bound_s in protocol.bounds_s:
-        label = bound_label(bound_s)
-        for seed in protocol.seeds:
-            for endpoint in endpoints:
-                own = figures[endpoint.name]
-                rate = _slo_rate(endpoint, bound_s, seed, own.max_rate, protocol, client_cpus, say)
-                own.slo_rate_per_seed.setdefault(label, []).append(rate)
-        for own in figures.values():
-            own.slo_rate[label] = statistics.median(own.slo_rate_per_seed[label])
+        bench.slo_rates(pairs, bound_s, check.rate)
 
     # Latency is compared at a load that the baseline carries with ease, not in its overload.
-    equal = max(5.0, 0.7 * figures[before.name].slo_rate[bound_label(protocol.bounds_s[0])])
+    sure = pairs[0][1].slo_rate[bound_label(protocol.bounds_s[0])]
+    equal = max(5.0, 0.7 * (sure if sure else 0.25 * pairs[0][1].max_rate))
+    client_share = 0.0
     for number in range(protocol.rounds):
-        for endpoint in endpoints:
-            used = endpoint.cpu_seconds()
-            result = _open_loop(endpoint, equal, protocol.equal_load_s, 100 + number, protocol, client_cpus)
-            _round(figures[endpoint.name], endpoint, result, endpoint.cpu_seconds() - used)
-            client_cpu_s += result.client_cpu_s
-            client_wall_s += protocol.equal_load_s
+        for endpoint, figures in pairs:
+            judged = bench.equal_load(endpoint, figures, equal, 100 + number)
+            client_share = max(client_share, judged.client_cpu_share)
         say(f"equal load {equal:,.0f} req/s: round {number + 1} of {protocol.rounds}")
-    for own in figures.values():
-        rounds = own.equal_load_rounds
-        own.latency_p50_s = float(np.median([r["latency_p50_s"] for r in rounds]))
-        own.latency_p99_s = float(np.median([r["latency_p99_s"] for r in rounds]))
-        own.error_rate = float(np.mean([r["error_rate"] for r in rounds]))
-        own.core_s_per_million_equal_load = float(np.median([r["core_s_per_million"] for r in rounds]))
+    for _, figures in pairs:
+        summarise(figures)
     return Comparison(
-        protocol=protocol,
-        equal_load_rate=equal,
-        self_check=check.as_dict(),
-        before=figures[before.name],
-        after=figures[after.name],
-        client_cpu_share=client_cpu_s / max(client_wall_s, 1e-9),
-    )
+        protocol=protocol, server_cores=cores, equal_load_rate=equal, self_check=asdict(check), before=pairs[0][1],
+        after=pairs[1][1], client_cpu_share=client_share,
+    )  # fmt: skip
+
+
+def summarise(figures: Figures) -> None:
+    """Medians over the equal-load rounds; a round whose quantile was infinite (failures) counts as the worst."""
+    rounds = figures.equal_load_rounds
+
+    def median(name: str) -> float | None:
+        values = [math.inf if r[name] is None else float(r[name] or 0.0) for r in rounds]
+        return _finite(statistics.median(values))
+
+    figures.latency_p50_s, figures.latency_p99_s = median("latency_p50_s"), median("latency_p99_s")
+    figures.error_rate = statistics.mean(float(r["error_rate"] or 0.0) for r in rounds)
+    figures.core_s_per_million_equal_load = median("core_s_per_million") or 0.0
 
 
 def shortened(protocol: Protocol, factor: float) -> Protocol:

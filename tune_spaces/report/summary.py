@@ -14,7 +14,7 @@ from cluster.hardware import fingerprint
 from cluster.plans import Plan
 from cluster.profiles import Profile
 from cluster.variants import Accuracy, Variant
-from tune_spaces.measure import Comparison, bound_label
+from tune_spaces.measure import Comparison, Figures, bound_label
 
 Row = tuple[str, str, str, str]
 
@@ -63,12 +63,19 @@ def accuracy_text(accuracy: Accuracy | None) -> str:
     return f"{accuracy.value:.4f} [{accuracy.interval[0]:.4f}, {accuracy.interval[1]:.4f}]"
 
 
-def _ratio(after: float, before: float) -> str:
-    return f"{after / before:,.2f}x" if before else "-"
+def _ratio(after: float | None, before: float | None) -> str:
+    return f"{after / before:,.2f}x" if after is not None and before else "-"
 
 
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:,.2f} ms"
+def _ms(seconds: float | None) -> str:
+    return "failed" if seconds is None else f"{seconds * 1e3:,.2f} ms"
+
+
+def _rate(figures: Figures, label: str) -> str:
+    rate = figures.slo_rate.get(label)
+    if rate is None:
+        return "can't tell"
+    return f"{'at least ' if figures.slo_rate_is_a_floor.get(label) else ''}{rate:,.0f} req/s"
 
 
 def before_after_rows(report: DemoReport) -> list[Row]:
@@ -78,8 +85,8 @@ def before_after_rows(report: DemoReport) -> list[Row]:
     rows: list[Row] = []
     for bound_s in both.protocol.bounds_s:
         label = bound_label(bound_s)
-        was, now = before.slo_rate[label], after.slo_rate[label]
-        rows.append((f"SLO rate (p99 within {label})", f"{was:,.0f} req/s", f"{now:,.0f} req/s", _ratio(now, was)))
+        ratio = _ratio(after.slo_rate.get(label), before.slo_rate.get(label))
+        rows.append((f"SLO rate (p99 within {label})", _rate(before, label), _rate(after, label), ratio))
     load = f"at {both.equal_load_rate:,.0f} req/s"
     old, new = report.before_variant, report.after_variant
     rows += [
@@ -89,6 +96,7 @@ def before_after_rows(report: DemoReport) -> list[Row]:
          _ratio(after.latency_p50_s, before.latency_p50_s)),
         (f"p99 {load}", _ms(before.latency_p99_s), _ms(after.latency_p99_s),
          _ratio(after.latency_p99_s, before.latency_p99_s)),
+        ("utilisation of the server cores, at max rate", f"{before.utilisation:.0%}", f"{after.utilisation:.0%}", ""),
         (f"errors {load}", f"{before.error_rate:.3%}", f"{after.error_rate:.3%}", ""),
         ("accuracy [95% interval]", accuracy_text(old.accuracy), accuracy_text(new.accuracy), ""),
         ("size", f"{old.size_bytes / 1024:,.0f} KiB", f"{new.size_bytes / 1024:,.0f} KiB",
@@ -104,7 +112,7 @@ def before_after_rows(report: DemoReport) -> list[Row]:
 
 def variant_rows(variants: list[Variant]) -> list[tuple[str, ...]]:
     """(name, id, format, size, accuracy, delta to parent, verdict)"""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for v in variants:
         a = v.accuracy
         delta = ""
