@@ -84,36 +84,56 @@ def replay(rates_per_bin: Sequence[float] | NDArray[np.float64], bin_s: float, s
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.float64)
 
 
+_TIME_UNITS_S = {"time_s": 1.0, "second": 1.0, "seconds": 1.0, "offset_seconds": 1.0, "minute": 60.0, "minutes": 60.0}
+_COUNTS = ("requests", "count")
+
+
 def read_trace_csv(path: str | Path) -> RateTrace:
     """Read a rate trace: one line per bin, `rate_rps` alone (bins of 1 s) or `time_s,rate_rps` (evenly spaced).
 
-    A first line that is not numeric is a header. Raises ConfigError, naming the line, for anything else.
+    A header may name other units: the first column `second`, `minute` or `offset_seconds`, the second one `requests`
+    or `count` (per bin); further columns are ignored then. Lines that start with # are comments.
+    Raises ConfigError, naming the line, for anything else.
     """
+    header: list[str] = []
     rows: list[list[float]] = []
     with open(path, newline="", encoding="utf-8") as file:
         for number, row in enumerate(csv.reader(file), start=1):
-            if not row:
+            if not row or row[0].startswith("#"):
                 continue
+            cells = row[:2] if header else row
             try:
-                rows.append([float(cell) for cell in row])
+                rows.append([float(cell) for cell in cells])
             except ValueError:
-                if number > 1:
+                if rows or header:
                     raise ConfigError(f"{path}:{number}: {row!r} is not numeric; write time_s,rate_rps.") from None
+                header = [cell.strip().lower() for cell in row]
                 continue
-            if len(row) > 2 or len(row) != len(rows[0]):
-                raise ConfigError(f"{path}:{number}: {len(row)} columns; write rate_rps or time_s,rate_rps.")
+            if len(cells) > 2 or len(cells) != len(rows[0]):
+                raise ConfigError(f"{path}:{number}: {len(cells)} columns; write rate_rps or time_s,rate_rps.")
     if not rows:
         raise ConfigError(f"{path} holds no rates; write one line per bin: rate_rps or time_s,rate_rps.")
     table = np.array(rows, dtype=np.float64)
     rates = table[:, -1]
     if not np.all(np.isfinite(rates)) or np.any(rates < 0):
         raise ConfigError(f"{path} holds a negative or infinite rate; rates are req/s and at least 0.")
-    if table.shape[1] == 1 or len(table) == 1:
-        return RateTrace(rates, 1.0)
+    bin_s = _bin_s(path, table, header)
+    counted = len(header) > 1 and header[1] in _COUNTS
+    return RateTrace(rates / bin_s if counted else rates, bin_s)
+
+
+def _bin_s(path: str | Path, table: NDArray[np.float64], header: list[str]) -> float:
+    if table.shape[1] == 1:
+        return 1.0
+    if header and header[0] not in _TIME_UNITS_S:
+        raise ConfigError(f"{path}: the first column is {header[0]!r}; name it one of {', '.join(_TIME_UNITS_S)}.")
+    unit_s = _TIME_UNITS_S[header[0]] if header else 1.0
+    if len(table) == 1:
+        return unit_s
     gaps = np.diff(table[:, 0])
     if gaps[0] <= 0 or not np.allclose(gaps, gaps[0], rtol=1e-3):
-        raise ConfigError(f"{path}: time_s is not evenly increasing (first gap {gaps[0]:g} s); resample the trace.")
-    return RateTrace(rates, float(gaps[0]))
+        raise ConfigError(f"{path}: time is not evenly increasing (first gap {gaps[0]:g}); resample the trace.")
+    return float(gaps[0]) * unit_s
 
 
 def _uniform_sorted(rng: np.random.Generator, count: int, start: float, stop: float) -> Offsets:

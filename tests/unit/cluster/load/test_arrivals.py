@@ -98,9 +98,18 @@ def test_trace_csv_of_rates_alone_has_bins_of_a_second(tmp_path: Path) -> None:
     assert read_trace_csv(path).bin_s == 1.0
 
 
+def test_a_header_names_units_and_further_columns_are_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("# where it came from, and when\nminute,requests,tokens\n0,60,1\n1,120,2\n")
+    trace = read_trace_csv(path)
+    assert trace.bin_s == 60.0
+    assert trace.rates_rps.tolist() == [1.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
+        ("fortnight,requests\n0,1\n1,2\n", "fortnight"),
         ("", "no rates"),
         ("rate\n1\nx\n", ":3:"),
         ("0,1\n1,2\n5,3\n", "evenly"),
