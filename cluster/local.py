@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import secrets
 import shutil
 import signal
 import socket
@@ -32,6 +34,7 @@ from cluster.local_supervisor import end_processes
 
 MARK = "SLUICE_CLUSTER_ID"
 _START_S = 60.0
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def default_state_dir() -> Path:
@@ -90,7 +93,9 @@ def serve_environment(*, ha_proxy: bool, temp_dir: str, ports: list[int]) -> dic
     base = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
     if not ha_proxy:
         return base
-    proxy = f"{temp_dir}/haproxy"
+    proxy = f"{temp_dir}/ha"  # short: HAProxy appends a node id, and takes socket paths of 97 bytes at most
+    # A replica's own port must never have been another cluster's: HAProxy keeps sending to the ports it knows.
+    first = 20_000 + secrets.randbelow(60) * 200
     return base | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -98,8 +103,15 @@ def serve_environment(*, ha_proxy: bool, temp_dir: str, ports: list[int]) -> dic
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{proxy}/admin.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": proxy,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{proxy}/server-state",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{proxy}/metrics.sock",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports[3]),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 99),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first + 100),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + 199),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "0.5,1,2,5,10,20,35,50,75,100,200,500,1000,5000",
     }
@@ -138,9 +150,9 @@ class LocalCluster:
             raise ConfigError(f"port {self._wanted_port} is taken by another program; pass --port another one")
         cluster_id = uuid.uuid4().hex[:8]
         temp_dir = f"/tmp/sluice-{cluster_id}"  # short: Ray's socket names below it have a limit of 107 bytes
-        ports = free_ports(9)
+        ports = free_ports(11)
         gcs, dashboard, agent, agent_grpc, metrics, client = ports[:6]
-        self.http_port = self._wanted_port or ports[8]
+        self.http_port = self._wanted_port or ports[10]
         self.address = f"127.0.0.1:{gcs}"
         self.dashboard_address = f"http://127.0.0.1:{dashboard}"
         self.temp_dir = temp_dir
@@ -160,7 +172,7 @@ class LocalCluster:
             "command": command, "cpus": self._cpus, "temp_dir": temp_dir, "state_file": str(state_file),
             "record": record,
         }  # fmt: skip
-        self.env = serve_environment(ha_proxy=self._ha_proxy, temp_dir=temp_dir, ports=ports[6:8])
+        self.env = serve_environment(ha_proxy=self._ha_proxy, temp_dir=temp_dir, ports=ports[6:10])
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         self._supervisor = subprocess.Popen(
             [sys.executable, "-m", "cluster.local_supervisor", json.dumps(spec)],
@@ -252,16 +264,22 @@ def deploy_config(dashboard_address: str, config: dict[str, Any], *, timeout_s: 
                 states = {name: applications.get(name, {}).get("status", "NOT_STARTED") for name in names}
                 for name, state in states.items():
                     if state in ("DEPLOY_FAILED", "UNHEALTHY"):
-                        message = applications[name].get("message", "")
-                        deployments = applications[name].get("deployments", {})
-                        details = "; ".join(d.get("message", "") for d in deployments.values())
-                        raise ClusterError(f"application {name!r} is {state}: {message} {details}"[:2000])
+                        raise ClusterError(f"application {name!r} is {state}: {_reason(applications[name])}")
                 if set(states.values()) == {"RUNNING"}:
                     return
                 time.sleep(0.2)
     except httpx.HTTPError as error:
         raise ClusterError(f"{url} does not answer ({error}); is Ray running there, with its dashboard?") from error
     raise ClusterError(f"after {timeout_s:g} s the applications are {states}; see {dashboard_address}")
+
+
+def _reason(application: dict[str, Any]) -> str:
+    """Ray's message, and out of the tracebacks in it only the lines that say what went wrong."""
+    parts = [application.get("message", "")]
+    parts += [deployment.get("message", "") for deployment in application.get("deployments", {}).values()]
+    lines = [line for line in _ANSI.sub("", "\n".join(parts)).splitlines() if line and not line.startswith(" ")]
+    telling = [line for line in lines if "Traceback" not in line and not line.startswith("ray::")]
+    return "; ".join(dict.fromkeys(telling))[:2000] or "Ray gives no reason"
 
 
 def list_clusters(state_dir: Path | None = None) -> list[ClusterRecord]:
