@@ -1,12 +1,13 @@
 """Variants on disk: bytes under their sha256, manifests by id, names that move by compare-and-swap.
 
     root/objects/ab/<sha256>      bytes, written once
-    root/variants/<id>.json       manifest; names the bytes by sha256
+    root/variants/<id>.json       manifest; names the bytes by sha256 and bears a checksum of its own
     root/refs/<name>              a variant id; the only thing that ever changes its meaning
-    root/tmp/                     half-written files; a kill -9 leaves its leavings here and nowhere else
+    root/tmp/                     half-written files
 
-Every file arrives by write, fsync, rename, fsync of the folder. Blobs come before the manifest that names them, so
-whoever sees a manifest can read all of it. Nothing here is ever unpickled.
+Every file arrives by write, fsync, rename, fsync of the folders. Blobs come before the manifest that names them, so
+whoever sees a manifest can read all of it. A kill -9 leaves half a file in tmp/, which a later put sweeps, or a whole
+blob that no manifest names yet, which the same put made again finds and uses. Nothing here is ever unpickled.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+from cluster.errors import ArtifactError, ChecksumMismatch, ConfigError, RefConflict, VariantNotFound
+from cluster.variants import NAME, SCHEMA_VERSION, ArtifactFile, Variant, canonical_sha256
 
-from cluster.errors import ChecksumMismatch, ConfigError, RefConflict, VariantNotFound
-from cluster.variants import ArtifactFile, Variant
-
-_REF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*){0,4}")
-_ID = re.compile(r"[0-9a-f]{6,16}")
+_NAME = re.compile(NAME)
+_ID = re.compile(r"[0-9a-f]{16}")
+_ID_PREFIX = re.compile(r"[0-9a-f]{6,16}")
 _STALE_S = 3600.0
 
 
@@ -41,51 +42,57 @@ ANYTHING = _Anything()
 
 def default_store() -> ArtifactStore:
     """$SLUICE_STORE or ~/.local/share/sluice/store."""
-    return ArtifactStore(Path(os.environ.get("SLUICE_STORE", Path.home() / ".local/share/sluice/store")))
+    return ArtifactStore(Path(os.environ.get("SLUICE_STORE") or Path.home() / ".local/share/sluice/store"))
 
 
 class ArtifactStore:
     """A folder of variants; safe for concurrent writers on one file system. Creating the object touches nothing."""
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
+        self.root = Path(root).absolute()  # a plan carries it to replicas, which run in another folder
 
     def put(self, variant: Variant, files: Mapping[str, bytes]) -> Variant:
         """Store `files` and the manifest that names them; returns the manifest with its files filled in.
 
-        The same content gets the same id; putting it again replaces the manifest's accuracy and provenance.
+        The same content gets the same id; putting it again replaces the manifest's name, accuracy and provenance.
+        Raises ConfigError for a file name that is not allowed, ArtifactError if the disk refuses.
         """
+        for path in files:
+            if not _NAME.fullmatch(path):
+                raise ConfigError(f"file name {path!r} is not allowed in a variant; use letters, digits, . _ - and /")
+        self.sweep()
         entries = []
         for path, data in sorted(files.items()):
-            if not _REF_NAME.fullmatch(path):
-                raise ConfigError(f"file name {path!r} is not allowed in a variant; use letters, digits, . _ - and /")
             digest = hashlib.sha256(data).hexdigest()
-            target = self._blob(digest)
-            if not target.exists():
-                self._write(target, data)
+            self._write_blob(digest, data)
             entries.append(ArtifactFile(path=path, sha256=digest, size_bytes=len(data)))
         stored = variant.model_copy(update={"files": tuple(entries)})
-        self._write(self._manifest(stored.id), json.dumps(stored.model_dump(mode="json"), indent=1).encode())
+        manifest = stored.model_dump(mode="json")
+        manifest["checksum"] = canonical_sha256(manifest)
+        self._write(self._manifest(stored.id), json.dumps(manifest, indent=1).encode())
         return stored
 
     def get(self, ref: str) -> Variant:
-        """By id, unique prefix of at least 6 digits, or name. Raises VariantNotFound, ChecksumMismatch."""
-        variant_id = self.ref(ref) if _REF_NAME.fullmatch(ref) else None
-        if variant_id is None and _ID.fullmatch(ref):
-            found = [path.stem for path in self.root.glob(f"variants/{ref}*.json")]
-            if len(found) > 1:
-                raise VariantNotFound(f"variant {ref!r} is ambiguous: {', '.join(sorted(found))}; give more digits")
-            variant_id = found[0] if found else None
-        if variant_id is None or not self._manifest(variant_id).exists():
-            known = ", ".join(sorted(self.refs())) or "none yet"
-            raise VariantNotFound(f"no variant {ref!r} in {self.root}; named ones: {known}")
-        return self._load(self._manifest(variant_id))
+        """By name, id or unique prefix of at least 6 digits. Raises VariantNotFound, ChecksumMismatch."""
+        variant_id = self._by_prefix(ref) if _ID_PREFIX.fullmatch(ref) else None
+        if variant_id is None and _NAME.fullmatch(ref):
+            variant_id = self.ref(ref)
+        if variant_id is not None:
+            try:
+                return self._load(self._manifest(variant_id))
+            except FileNotFoundError:
+                raise VariantNotFound(
+                    f"{ref!r} points at variant {variant_id}, which is not in {self.root}; make it again"
+                ) from None
+        known = ", ".join(self._names()) or "none yet"
+        raise VariantNotFound(f"no variant {ref!r} in {self.root}; named ones: {known}")
 
     def read(self, variant: Variant, path: str) -> bytes:
         """The verified bytes of one of the variant's files. Raises ChecksumMismatch if they changed on disk."""
         entry = next((f for f in variant.files if f.path == path), None)
         if entry is None:
-            raise VariantNotFound(f"variant {variant.id} has no file {path!r}; it has {[f.path for f in variant.files]}")
+            known = [f.path for f in variant.files]
+            raise VariantNotFound(f"variant {variant.id} has no file {path!r}; it has {known}")
         blob = self._blob(entry.sha256)
         try:
             data = blob.read_bytes()
@@ -95,78 +102,119 @@ class ArtifactStore:
         if actual != entry.sha256:
             raise ChecksumMismatch(
                 f"{path} of variant {variant.id} has sha256 {actual[:12]}..., its manifest says "
-                f"{entry.sha256[:12]}...; delete {blob} and make the variant again"
+                f"{entry.sha256[:12]}...: {blob} was damaged; make the variant again, which replaces the bytes"
             )
         return data
 
-    def list(self) -> list[Variant]:
-        """Every variant, oldest first."""
-        found = [self._load(path) for path in sorted(self.root.glob("variants/*.json"))]
-        return sorted(found, key=lambda v: (v.created_at, v.name))
-
     def ref(self, name: str) -> str | None:
-        """The id that `name` points to, or None."""
+        """The id that `name` points to, or None. Raises ChecksumMismatch if its file holds no id."""
+        path = self._ref(name)
         try:
-            return self._ref(name).read_text().strip()
+            text = path.read_text().strip()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
+        except UnicodeDecodeError as error:
+            text = str(error)
+        if not _ID.fullmatch(text):
+            raise ChecksumMismatch(f"{path} holds {text[:40]!r}, which is no variant id; delete it and name it anew")
+        return text
 
     def refs(self) -> dict[str, str]:
-        """All names and the ids that they point to."""
-        folder = self.root / "refs"
-        paths = sorted(p for p in folder.rglob("*") if p.is_file())
-        return {str(p.relative_to(folder)): p.read_text().strip() for p in paths}
+        """All names and the ids that they point to. Raises ChecksumMismatch if one holds no id."""
+        found = {name: self.ref(name) for name in self._names()}
+        return {name: variant_id for name, variant_id in found.items() if variant_id is not None}
 
-    def set_ref(self, name: str, variant_id: str, *, expected: str | None | _Anything = ANYTHING) -> None:
+    def set_ref(self, name: str, variant_id: str, *, expected: str | _Anything | None = ANYTHING) -> None:
         """Point `name` at a variant if it now points at `expected` (None: does not exist yet).
 
-        Raises RefConflict when somebody else moved it first, VariantNotFound when there is no such variant.
+        Raises RefConflict when somebody else moved it first, VariantNotFound when there is no such variant,
+        ConfigError when the name looks like an id or another name is a folder of it.
         """
         target = self._ref(name)
-        if not self._manifest(variant_id).exists():
+        if _ID_PREFIX.fullmatch(name):
+            raise ConfigError(f"name {name!r} would be taken for a variant's id; add a letter beyond f, or a /")
+        if not _ID.fullmatch(variant_id) or not self._manifest(variant_id).exists():
             raise VariantNotFound(f"cannot point {name!r} at {variant_id!r}: no such variant in {self.root}")
         with self._lock():
-            now = self.ref(name)
-            if not isinstance(expected, _Anything) and now != expected:
+            if not isinstance(expected, _Anything) and (now := self.ref(name)) != expected:
                 raise RefConflict(f"{name!r} points at {now}, not at {expected}; read it again and decide anew")
+            self._refuse_clash(name, target)
             self._write(target, variant_id.encode())
 
     def verify(self) -> list[str]:
         """Problems in words; empty when every manifest's bytes are there and right and every name leads somewhere."""
         problems = []
-        for path in sorted(self.root.glob("variants/*.json")):
+        for path in self._manifests():
             try:
                 variant = self._load(path)
                 for entry in variant.files:
                     self.read(variant, entry.path)
+            except FileNotFoundError:
+                continue  # deleted while we looked
+            except (ChecksumMismatch, ConfigError) as error:
+                problems.append(str(error))
+        for name in self._names():
+            try:
+                variant_id = self.ref(name)
             except ChecksumMismatch as error:
                 problems.append(str(error))
-        for name, variant_id in self.refs().items():
-            if not self._manifest(variant_id).exists():
+                continue
+            if variant_id is not None and not self._manifest(variant_id).exists():
                 problems.append(f"{name!r} points at {variant_id}, which does not exist")
         return problems
+
+    def list(self) -> list[Variant]:  # below every method that says `list` and means the type
+        """Every variant, oldest first. Raises ChecksumMismatch naming a manifest that cannot be trusted."""
+        found = []
+        for path in self._manifests():
+            try:
+                found.append(self._load(path))
+            except FileNotFoundError:
+                continue  # deleted while we looked
+        return sorted(found, key=lambda v: (v.created_at, v.name))
 
     def sweep(self, *, older_than_s: float = _STALE_S) -> int:
         """Remove half-written files that no living writer can still own; returns how many."""
         swept = 0
-        for path in self.root.glob("tmp/*"):
+        for path in (self.root / "tmp").glob("*"):
             try:
-                if time.time() - path.stat().st_mtime > older_than_s:
+                if path.is_file() and time.time() - path.stat().st_mtime > older_than_s:
                     path.unlink()
                     swept += 1
             except FileNotFoundError:
                 pass  # its writer just renamed it into place
         return swept
 
+    def _by_prefix(self, prefix: str) -> str | None:
+        found = sorted(path.stem for path in self.root.glob(f"variants/{prefix}*.json"))
+        if len(found) > 1:
+            raise VariantNotFound(f"variant {prefix!r} is ambiguous: {', '.join(found)}; give more digits")
+        return found[0] if found else None
+
     def _load(self, path: Path) -> Variant:
+        """The manifest in `path`. Raises ChecksumMismatch unless it is whole and unedited, FileNotFoundError."""
+        raw = path.read_bytes()
         try:
-            data = json.loads(path.read_bytes())
+            data: dict[str, Any] = json.loads(raw)
+            checksum = data.pop("checksum")
+            version = data["schema_version"]
+            genuine = checksum == canonical_sha256(data)
             claimed = data.pop("id")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ChecksumMismatch(f"{path} is no manifest ({error!r}); delete it and make it again") from error
+        if not genuine:
+            raise ChecksumMismatch(f"{path} is not as it was written: it was edited; delete it and make it again")
+        if version != SCHEMA_VERSION:
+            raise ConfigError(f"{path} has schema_version {version}; this Sluice reads {SCHEMA_VERSION}: use its own")
+        try:
             variant = Variant.model_validate(data)
-        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-            raise ChecksumMismatch(f"{path} is no readable manifest ({error}); delete it and make it again") from error
+        except ValueError as error:
+            raise ChecksumMismatch(f"{path} is no manifest ({error}); delete it and make it again") from error
         if not claimed == variant.id == path.stem:
-            raise ChecksumMismatch(f"{path} claims id {claimed}, its content hashes to {variant.id}; it was edited")
+            raise ChecksumMismatch(
+                f"{path} claims id {claimed}, its content hashes to {variant.id}: it was edited; "
+                "delete it and make it again"
+            )
         return variant
 
     def _blob(self, digest: str) -> Path:
@@ -175,30 +223,83 @@ class ArtifactStore:
     def _manifest(self, variant_id: str) -> Path:
         return self.root / "variants" / f"{variant_id}.json"
 
+    def _manifests(self) -> Iterator[Path]:
+        return iter(sorted(self.root.glob("variants/*.json")))
+
     def _ref(self, name: str) -> Path:
-        if not _REF_NAME.fullmatch(name):
+        if not _NAME.fullmatch(name):
             raise ConfigError(f"name {name!r} is not allowed; use letters, digits, . _ - and up to four /")
         return self.root / "refs" / name
 
+    def _names(self) -> Iterator[str]:
+        folder = self.root / "refs"
+        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        return (name for name in names if _NAME.fullmatch(name))
+
+    def _refuse_clash(self, name: str, target: Path) -> None:
+        """Names are paths, so "a" and "a/b" cannot both exist."""
+        if target.is_dir():
+            raise ConfigError(f"name {name!r} is the first part of other names (see {target}); choose another")
+        for parent in target.relative_to(self.root / "refs").parents:
+            if (self.root / "refs" / parent).is_file():
+                raise ConfigError(f"name {name!r} lies below the name {str(parent)!r}; choose another")
+
+    def _write_blob(self, digest: str, data: bytes) -> None:
+        target = self._blob(digest)
+        try:
+            intact = hashlib.sha256(target.read_bytes()).hexdigest() == digest
+        except OSError:
+            intact = False
+        if intact:
+            # Perhaps its writer was killed between rename and fsync: our manifest must not outlive it in a power cut.
+            self._sync_folders(target.parent)
+        else:
+            self._write(target, data)
+
     def _write(self, target: Path, data: bytes) -> None:
         temporary = self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}"
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        folder = os.open(target.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            self._make_root()
+            temporary.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+            self._sync_folders(target.parent)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            raise ArtifactError(
+                f"cannot write {target} ({error.strerror or error}); see that {self.root} is writable and has room"
+            ) from error
+
+    def _sync_folders(self, folder: Path) -> None:
+        """fsync `folder` and those above it up to the root: each may be new, and so lost in a power cut."""
+        _fsync(folder)
+        while folder != self.root:
+            folder = folder.parent
+            _fsync(folder)
+
+    def _make_root(self) -> None:
+        missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        self.root.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            _fsync(path.parent)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
         # The kernel drops the lock with its holder, so a kill -9 can't leave it behind.
-        self.root.mkdir(parents=True, exist_ok=True)
+        self._make_root()
         with (self.root / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _fsync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.metadata
 import os
@@ -26,26 +27,29 @@ def _cpu() -> tuple[str, list[str]]:
 
 
 @functools.cache
-def _facts() -> tuple[tuple[str, Any], ...]:
+def _facts() -> dict[str, Any]:
     model, flags = _cpu()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     versions = {}
     for library in _LIBRARIES:
         try:
             versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             versions[library] = "not installed"
-    return (
-        ("cpu", model),
-        ("cores", os.cpu_count() or 1),
-        ("flags", flags),
-        ("memory_bytes", memory),
-        ("kernel", platform.release()),
-        ("python", platform.python_version()),
-        ("libraries", versions),
-    )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count() or 1,
+        "flags": flags,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "libraries": versions,
+    }
 
 
 def fingerprint() -> dict[str, Any]:
-    """CPU model, cores, instruction sets, memory in bytes, kernel and library versions; imports none of the latter."""
-    return dict(_facts())
+    """CPU model, cores, instruction sets, memory in bytes, kernel and library versions; imports none of the latter.
+
+    `cores` are the machine's, `cores_usable` those that this process may run on.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return copy.deepcopy(_facts()) | {"cores_usable": usable}  # a copy: no caller can spoil it for the next

@@ -1,8 +1,8 @@
 """How sure are we of an accuracy? Intervals and verdicts from counts of right answers.
 
 Jeffreys interval: Brown, Cai and DasGupta, "Interval Estimation for a Binomial Proportion", Statistical Science 16(2),
-2001, section 3.1.2 (with its rule that k=0 starts at 0 and k=n ends at 1). Comparisons are paired: both variants saw the
-same pictures, so only the pictures on which they disagree carry information.
+2001, p. 108 (with its rule that k=0 starts at 0 and k=n ends at 1). Comparisons are paired: both variants saw the same
+pictures, so only the pictures on which they disagree carry information.
 """
 
 from __future__ import annotations
@@ -42,11 +42,10 @@ def paired_delta(
 ) -> tuple[float, tuple[float, float]]:
     """Accuracy of the child minus the parent's on the same n pictures, with its paired bootstrap interval.
 
-    Resampling n pictures only moves the two discordant counts, which are multinomial: drawn directly, exactly.
+    Resampling n pictures only moves the counts won, lost and tied, which are multinomial: they are drawn directly.
     Half a count is added to each, so that no disagreement at all still leaves an interval of honest width.
     """
-    if parent_correct.shape != child_correct.shape or parent_correct.ndim != 1 or not len(parent_correct):
-        raise ValueError(f"shapes {parent_correct.shape} and {child_correct.shape} must be equal, flat and not empty")
+    _check_paired(parent_correct, child_correct)
     n = len(parent_correct)
     won = int(np.sum(child_correct & ~parent_correct))
     lost = int(np.sum(parent_correct & ~child_correct))
@@ -56,6 +55,12 @@ def paired_delta(
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(deltas, [tail, 1.0 - tail])
     return (won - lost) / n, (float(low), float(high))
+
+
+def _check_paired(*columns: NDArray[np.generic]) -> None:
+    shapes = [column.shape for column in columns]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 1 or shapes[0] == (0,):
+        raise ValueError(f"shapes {shapes} must be equal, flat and not empty: one entry for each picture")
 
 
 def judge_relative(parent_correct: Flags, child_correct: Flags, max_drop: float) -> Verdict:
@@ -75,6 +80,7 @@ def judge_absolute(k: int, n: int, floor: float) -> Verdict:
 
 def worst_class_drop(labels: NDArray[np.int64], parent_correct: Flags, child_correct: Flags) -> float:
     """The largest loss of accuracy in any one class, as a fraction; negative if every class gained."""
+    _check_paired(labels, parent_correct, child_correct)
     drops = [
         float(np.mean(parent_correct[labels == label]) - np.mean(child_correct[labels == label]))
         for label in np.unique(labels)

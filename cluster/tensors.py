@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cluster.errors import InvalidRequest
 from cluster.variants import TensorSpec
 
-NUMPY_OF_DATATYPE: dict[str, np.dtype] = {  # type: ignore[type-arg]
+NUMPY_OF_DATATYPE: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
     "UINT16": np.dtype(np.uint16),

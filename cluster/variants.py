@@ -14,17 +14,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
+from cluster.errors import ArtifactError
+
 SCHEMA_VERSION = 1
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){0,4}$"
+"""Names of files and references: no segment is empty, hidden or "..", so a name never leaves its folder."""
 
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
 ]
 Verdict = Literal["holds", "fails", "unclear"]
+
+
+def canonical_sha256(content: Mapping[str, Any]) -> str:
+    """Hex sha256 over the one way to write `content` as JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class _Frozen(BaseModel):
@@ -36,15 +47,15 @@ class TensorSpec(_Frozen):
 
     name: str
     datatype: Datatype
-    shape: tuple[int, ...]
+    shape: tuple[Annotated[int, Field(ge=-1)], ...]
 
 
 class ArtifactFile(_Frozen):
     """One file of a variant; its bytes lie in the store under their sha256."""
 
-    path: str
-    sha256: str
-    size_bytes: int
+    path: str = Field(pattern=NAME)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
 
 
 class Pass(_Frozen):
@@ -94,9 +105,10 @@ class Variant(_Frozen):
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @computed_field  # type: ignore[prop-decorator]
-    @property
+    @cached_property
     def id(self) -> str:
-        """First 16 hex digits of the sha256 over the canonical JSON of the content."""
+        """First 16 hex digits of the sha256 over the canonical JSON of the content; hashed once, every answer bears it.
+        """
         content = self.model_dump(
             mode="json",
             include={
@@ -104,8 +116,13 @@ class Variant(_Frozen):
                 "preprocessing",
             },
         )
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return canonical_sha256(content)[:16]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """pydantic's, which would hand the old content's hash to a copy with new content."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("id", None)
+        return copied
 
     @property
     def size_bytes(self) -> int:
@@ -113,7 +130,11 @@ class Variant(_Frozen):
 
     @property
     def model_file(self) -> ArtifactFile:
-        """The graph itself: the only file, or the one called model.*."""
+        """The graph itself: the one file called model.*. Raises ArtifactError unless there is exactly one."""
         named = [f for f in self.files if f.path.startswith("model.")]
-        assert len(named) == 1, f"variant {self.name} has {len(named)} files called model.*; it must have one"
+        if len(named) != 1:
+            raise ArtifactError(
+                f"variant {self.name} has {len(named)} files called model.* among {[f.path for f in self.files]}; "
+                "it must have one, make it again"
+            )
         return named[0]

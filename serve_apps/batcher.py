@@ -2,7 +2,11 @@
 
 The event loop owns the queue; one executor thread runs the model. A batch leaves the queue by priority, then earliest
 deadline, then arrival. What can go wrong with one request (its client leaves, its time runs out, the model chokes on it)
-stays with that request: see `_settle`, and the second chance in `_execute`.
+stays with that request: see `_settle`, and the halving in `_outcomes`.
+
+A request of more rows than `max_batch_size` is executed in pieces of that many rows. Only one piece waits at a time, and
+each further one queues up where a new request with the same wishes would: whoever waits at that moment goes first, so a
+request of ten thousand pictures costs its neighbours one piece per round and not all of them in a row.
 """
 
 from __future__ import annotations
@@ -11,38 +15,84 @@ import asyncio
 import heapq
 import itertools
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.errors import DeadlineExceeded, InferenceFailed, InvalidRequest, NotReady, Overloaded, SluiceError
+from cluster.errors import ConfigError, DeadlineExceeded, InferenceFailed, NotReady, Overloaded, SluiceError
 
 Arrays = Mapping[str, NDArray[np.generic]]
-Infer = Callable[[Arrays], dict[str, NDArray[np.generic]]]
+Outputs = dict[str, NDArray[np.generic]]
+Infer = Callable[[Arrays], Outputs]
 
-DEFAULT_PRIORITY = 1 << 16
+NO_PRIORITY = 1 << 63
 """Where priority 0, "no wish", stands: behind every request that names a level (1 is the highest)."""
+_EXPIRY_GRAIN_S = 0.005
+"""Expired requests are answered at most this late: one look at the queue for all that expire together."""
 
 
-@dataclass(order=True)
 class _Request:
-    priority: int
-    deadline: float
-    number: int
-    inputs: Arrays = field(compare=False)
-    rows: int = field(compare=False)
-    shape: tuple[Any, ...] = field(compare=False)
-    future: asyncio.Future[dict[str, NDArray[np.generic]]] = field(compare=False)
+    """What waits. Rows `start` to `stop` are the piece that is executed next: all of them, if they fit into a batch."""
+
+    __slots__ = (
+        "deadline", "future", "infer", "inputs", "key", "priority", "rows", "start", "stop", "timeout_s", "whole",
+    )  # fmt: skip
+
+    def __init__(
+        self, inputs: Arrays, infer: Infer, priority: int, timeout_s: float | None, deadline: float,
+        future: asyncio.Future[Outputs],
+    ) -> None:  # fmt: skip
+        self.inputs = inputs
+        self.infer = infer
+        self.priority = priority
+        self.timeout_s = timeout_s
+        self.deadline = deadline
+        self.future = future
+        # Requests of one batch have equal keys: one model, and inputs that can be joined.
+        self.key: tuple[Any, ...]
+        if len(inputs) == 1:
+            [(name, array)] = inputs.items()
+            shape = array.shape
+            self.key = (infer, name, array.dtype, shape[1:])
+        else:
+            shape = next(iter(inputs.values())).shape
+            self.key = (infer, *((name, inputs[name].dtype, inputs[name].shape[1:]) for name in sorted(inputs)))
+        self.rows: int = shape[0]
+        self.start = 0
+        self.stop: int = shape[0]
+        self.whole: Outputs | None = None
+
+    def piece(self) -> Arrays:
+        """The inputs of rows `start` to `stop`."""
+        if self.stop - self.start == self.rows:
+            return self.inputs
+        return {name: array[self.start : self.stop] for name, array in self.inputs.items()}
+
+    def keep(self, part: Outputs) -> Outputs:
+        """Put the outputs of rows `start` to `stop` in their place in the answer, and return the answer so far."""
+        if self.stop - self.start == self.rows:
+            return part
+        if self.whole is None:
+            self.whole = {name: np.empty((self.rows, *array.shape[1:]), array.dtype) for name, array in part.items()}
+        for name, whole in self.whole.items():
+            array = part.get(name)
+            if array is None or array.shape[1:] != whole.shape[1:] or array.dtype != whole.dtype:
+                raise InferenceFailed(f"output {name!r} differs in shape or datatype between two pieces of a request")
+            whole[self.start : self.stop] = array
+        return self.whole
 
 
 @dataclass
 class Counters:
-    """Since the start; `batch_sizes` counts batches by their rows."""
+    """Since the start. Each accepted request ends in one of answered, failed, expired and cancelled; `batch_sizes`
+    counts batches by their rows."""
 
     answered: int = 0
     failed: int = 0
@@ -56,35 +106,43 @@ class Counters:
 class Batcher:
     """Owns one executor thread. All methods belong to the event loop that it was made on."""
 
+    max_batch_size: int = 1
+    max_queued_requests: int = 1
+
     def __init__(
         self, infer: Infer, *, max_batch_size: int = 32, max_queued_requests: int = 512,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._infer = infer
         self._clock = clock
-        self._queue: list[_Request] = []
+        self._queue: list[tuple[int, float, int, _Request]] = []
         self._numbers = itertools.count()
         self._busy = False
+        self._draining = False
         self._closed = False
-        self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="executor")
+        self._idle: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf  # when `_timer` fires
+        self._looks_to_skip = 0
         self._seconds_per_request = 0.0
         self.counters = Counters()
         self.reconfigure(max_batch_size=max_batch_size, max_queued_requests=max_queued_requests)
+        self._loop = asyncio.get_running_loop()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        # Daemon: a model that never returns must not keep the process from ending.
+        threading.Thread(target=_work, args=(self._jobs, self._loop), name="executor", daemon=True).start()
 
     def reconfigure(
         self, *, max_batch_size: int | None = None, max_queued_requests: int | None = None, infer: Infer | None = None
     ) -> None:
-        """Change bounds or the model between two batches; queued requests stay queued."""
+        """Change bounds, or the model for requests to come. Those that wait stay, and are executed by the model that
+        they were submitted to: their inputs were checked for that one, and its name is in their answer."""
         for name, value in (("max_batch_size", max_batch_size), ("max_queued_requests", max_queued_requests)):
             if value is not None and value < 1:
-                raise InvalidRequest(f"{name}={value} is below 1; set it in the plan or in user_config")
+                raise ConfigError(f"{name}={value} is below 1; set it in the plan or in user_config")
         self.max_batch_size = max_batch_size or self.max_batch_size
         self.max_queued_requests = max_queued_requests or self.max_queued_requests
         self._infer = infer or self._infer
-
-    max_batch_size: int = 1
-    max_queued_requests: int = 1
 
     @property
     def queued(self) -> int:
@@ -93,16 +151,70 @@ class Batcher:
 
     def submit(
         self, inputs: Arrays, *, timeout_s: float | None = None, priority: int = 0
-    ) -> asyncio.Future[dict[str, NDArray[np.generic]]]:
+    ) -> asyncio.Future[Outputs]:
         """Queue one request; its rows are the first dimension of its inputs. Await or cancel the future.
 
         Raises Overloaded when the queue is full, NotReady when closed. The future fails with DeadlineExceeded if
-        `timeout_s` runs out before execution, InferenceFailed if the model raises on it.
+        `timeout_s` runs out before (the last piece of) the request is executed, InferenceFailed if the model raises
+        on it. The arrays of its result are read-only: they may share memory with other answers.
         """
-        if self._closed:
+        if self._draining:
             raise NotReady("this replica is draining; send the request again, another one will take it")
         if len(self._queue) >= self.max_queued_requests:
-            self._drop_dead()
+            self._make_room()
+        deadline = self._clock() + timeout_s if timeout_s is not None else math.inf
+        future: asyncio.Future[Outputs] = self._loop.create_future()
+        self._push(_Request(inputs, self._infer, priority or NO_PRIORITY, timeout_s, deadline, future), deadline)
+        if not self._busy:
+            self._start()
+        return future
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take nothing new, finish what waits; True if all was done in time."""
+        self._draining = True
+        if self._busy:
+            self._idle = self._idle or self._loop.create_future()
+            await asyncio.wait([self._idle], timeout=timeout_s)
+        return not self._busy
+
+    def close(self) -> None:
+        """Refuse what waits and free the thread once its batch is done. A second call does nothing."""
+        self._draining = self._closed = True
+        self._wake_at(math.inf)
+        for *_, request in self._queue:
+            self._settle(request, NotReady("this replica is shutting down; send the request again"))
+        self._queue.clear()
+        self._jobs.put(None)
+
+    def _push(self, request: _Request, order_by: float) -> None:
+        """Queue up, ordered as if `order_by` were the deadline. Tuples are compared in C, and never reach the request."""
+        heapq.heappush(self._queue, (request.priority, order_by, next(self._numbers), request))
+        if request.deadline < self._due:
+            self._wake_at(request.deadline)
+
+    def _wake_at(self, due: float) -> None:
+        """One timer for the earliest deadline: requests are many, and most are answered long before theirs."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = due
+        self._timer = None if due == math.inf else self._loop.call_later(max(0.0, due - self._clock()), self._sweep)
+
+    def _sweep(self) -> None:
+        """Settle what expired while the executor was busy, forget what was cancelled, and wake for the next deadline."""
+        now = self._clock()
+        self._queue = [entry for entry in self._queue if not self._is_over(entry[3], now)]
+        heapq.heapify(self._queue)
+        self._wake_at(max(now + _EXPIRY_GRAIN_S, min((entry[3].deadline for entry in self._queue), default=math.inf)))
+
+    def _make_room(self) -> None:
+        """Raises Overloaded if the queue is full of requests that somebody still waits for."""
+        # Looking through a full queue for the sake of one refused request would cost most when there is least to spare:
+        # after a look in vain, the next ones wait.
+        if self._looks_to_skip:
+            self._looks_to_skip -= 1
+        else:
+            self._sweep()
+            self._looks_to_skip = len(self._queue) // 8 if len(self._queue) >= self.max_queued_requests else 0
         if len(self._queue) >= self.max_queued_requests:
             self.counters.refused += 1
             wait_s = max(1.0, math.ceil(len(self._queue) * self._seconds_per_request))
@@ -111,150 +223,156 @@ class Batcher:
                 f"try again in {wait_s:g} s",
                 retry_after_s=wait_s,
             )
-        first = next(iter(inputs.values()))
-        request = _Request(
-            priority=priority or DEFAULT_PRIORITY,
-            deadline=self._clock() + timeout_s if timeout_s is not None else math.inf,
-            number=next(self._numbers),
-            inputs=inputs,
-            rows=first.shape[0],
-            shape=tuple((name, array.dtype, array.shape[1:]) for name, array in sorted(inputs.items())),
-            future=self._loop.create_future(),
-        )
-        heapq.heappush(self._queue, request)
-        if timeout_s is not None:
-            # Answered at its deadline, not when the executor next looks; the timer of an answered one does nothing.
-            self._loop.call_later(timeout_s, self._expire, request)
-        if not self._busy:
-            self._start()
-        return request.future
 
-    def close(self) -> None:
-        """Refuse what waits and free the thread once its batch is done."""
-        self._closed = True
-        for request in self._queue:
-            self._settle(request, error=NotReady("this replica is shutting down; send the request again"))
-        self._queue.clear()
-        self._thread.shutdown(wait=False)
-
-    async def drain(self, timeout_s: float) -> bool:
-        """Take nothing new, finish what waits; True if all was done in time."""
-        self._closed = True
-        end = self._clock() + timeout_s
-        while (self._busy or self._queue) and self._clock() < end:
-            await asyncio.sleep(0.005)
-        return not self._busy and not self._queue
-
-    def _drop_dead(self) -> None:
-        """Forget requests that are settled already, so that they don't fill the queue."""
-        self._queue = [request for request in self._queue if not request.future.done()]
-        heapq.heapify(self._queue)
-
-    def _expire(self, request: _Request) -> None:
-        if not request.future.done() and request in self._queue:
-            self.counters.expired += 1
-            self._settle(request, error=DeadlineExceeded("the timeout ran out before the request was executed"))
+    def _is_over(self, request: _Request, now: float) -> bool:
+        """True if nobody waits for this queued request any more; settles it if its time ran out."""
+        if request.future.done():  # while it waits only its client can have done that
+            self.counters.cancelled += 1
+            return True
+        if request.deadline <= now:
+            self._settle(request, DeadlineExceeded("the timeout ran out before the request was executed"))
+            return True
+        return False
 
     def _take(self) -> list[_Request]:
         """The next batch: the first live request, and those behind it that fit and are shaped alike."""
         batch: list[_Request] = []
-        rows = 0
-        others: list[_Request] = []
+        rows, limit = 0, self.max_batch_size
+        passed_over = []
         now = self._clock()
         while self._queue:
-            request = heapq.heappop(self._queue)
-            if request.future.done():  # cancelled by its client, or expired
-                self.counters.cancelled += request.future.cancelled()
-            elif request.deadline <= now:
-                self.counters.expired += 1
-                self._settle(request, error=DeadlineExceeded("the timeout ran out before the request was executed"))
-            elif batch and request.shape != batch[0].shape:
-                others.append(request)
-            elif batch and rows + request.rows > self.max_batch_size:
-                others.append(request)
+            entry = heapq.heappop(self._queue)
+            request = entry[3]
+            if self._is_over(request, now):
+                continue
+            need = min(request.rows - request.start, limit)
+            if batch and request.key != batch[0].key:
+                passed_over.append(entry)
+                continue
+            if batch and rows + need > limit:
+                passed_over.append(entry)
                 break
-            else:
-                batch.append(request)
-                rows += request.rows
-                if rows >= self.max_batch_size:
-                    break
-        for request in others:
-            heapq.heappush(self._queue, request)
+            request.stop = request.start + need
+            batch.append(request)
+            rows += need
+            if rows >= limit:
+                break
+        for entry in passed_over:
+            heapq.heappush(self._queue, entry)
         return batch
 
     def _start(self) -> None:
         """Give the executor its next batch, if there is one."""
         batch = self._take()
         self._busy = bool(batch)
-        if not batch:
-            return
-        rows = sum(request.rows for request in batch)
-        self.counters.batches += 1
-        self.counters.batch_sizes[rows] = self.counters.batch_sizes.get(rows, 0) + 1
-        self._thread.submit(self._execute, batch, self._infer)
+        if batch:
+            rows = sum(request.stop - request.start for request in batch)
+            self.counters.batches += 1
+            self.counters.batch_sizes[rows] = self.counters.batch_sizes.get(rows, 0) + 1
+            self._jobs.put((batch, self._done))
+        elif self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
-    def _execute(self, batch: list[_Request], infer: Infer) -> None:
-        """In the executor thread: run the batch, or each request alone if the batch fails. Never raises."""
-        started = time.perf_counter()
-        outcomes: list[dict[str, NDArray[np.generic]] | SluiceError]
-        try:
-            outcomes = list(_run(batch, infer))
-        except Exception as error:
-            # One poisonous request must not take its neighbours with it.
-            outcomes = [_run_alone(request, infer) for request in batch] if len(batch) > 1 else [_as_ours(error)]
-        took = time.perf_counter() - started
-        self._loop.call_soon_threadsafe(self._done, batch, outcomes, took)
-
-    def _done(
-        self, batch: list[_Request], outcomes: list[dict[str, NDArray[np.generic]] | SluiceError], took_s: float
-    ) -> None:
-        each = took_s / len(batch)
-        self._seconds_per_request += 0.1 * (each - self._seconds_per_request)
+    def _done(self, batch: list[_Request], outcomes: list[Outputs | SluiceError], took_s: float) -> None:
+        """On the event loop, after each batch."""
+        self._seconds_per_request += 0.1 * (took_s / len(batch) - self._seconds_per_request)
+        if batch[0].stop < batch[0].rows and self._goes_on(batch[0], outcomes):
+            batch = []  # a piece fills its batch alone
         self._start()  # first the executor, then the answers: it must not wait for our JSON
-        for request, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, SluiceError):
-                self.counters.failed += 1
-                self._settle(request, error=outcome)
+        for request, outcome in zip(batch, outcomes, strict=False):
+            self._settle(request, outcome)
+
+    def _goes_on(self, request: _Request, outcomes: list[Outputs | SluiceError]) -> bool:
+        """Queue the next piece, unless the request is over."""
+        if isinstance(outcomes[0], SluiceError) or request.future.done():
+            return False
+        if self._closed:
+            outcomes[0] = NotReady("this replica is shutting down; send the request again")
+            return False
+        request.start = request.stop
+        # As if it came now: its own deadline would put all its pieces in front of whoever came after it.
+        self._push(request, self._clock() + request.timeout_s if request.timeout_s is not None else math.inf)
+        return True
+
+    def _settle(self, request: _Request, outcome: Outputs | SluiceError) -> None:
+        future = request.future
+        if future.done():
+            # Its client left; setting a result would raise in the middle of its neighbours' batch.
+            self.counters.cancelled += 1
+        elif not isinstance(outcome, SluiceError):
+            self.counters.answered += 1
+            future.set_result(outcome)
+        else:
+            if isinstance(outcome, DeadlineExceeded):
+                self.counters.expired += 1
             else:
-                self.counters.answered += 1
-                self._settle(request, result=outcome)
-
-    @staticmethod
-    def _settle(
-        request: _Request, *, result: dict[str, NDArray[np.generic]] | None = None, error: SluiceError | None = None
-    ) -> None:
-        # A future whose client left is cancelled, and setting it would raise in the middle of its neighbours' batch.
-        if request.future.done():
-            return
-        if error is not None:
-            request.future.set_exception(error)
-        elif result is not None:
-            request.future.set_result(result)
+                self.counters.failed += 1
+            future.set_exception(outcome)
 
 
-def _as_ours(error: Exception) -> SluiceError:
-    return error if isinstance(error, SluiceError) else InferenceFailed(f"the model raised {error!r}")
+_Job = tuple[list[_Request], Callable[[list[_Request], list[Outputs | SluiceError], float], None]]
 
 
-def _run(batch: list[_Request], infer: Infer) -> list[dict[str, NDArray[np.generic]]]:
+def _work(jobs: SimpleQueue[_Job | None], loop: asyncio.AbstractEventLoop) -> None:
+    """The executor thread. It outlives whatever a model may throw: without it nobody would be answered again."""
+    while (job := jobs.get()) is not None:
+        batch, done = job
+        started = time.perf_counter()
+        outcomes = _outcomes(batch)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(done, batch, outcomes, time.perf_counter() - started)
+        del job, batch, done, outcomes  # while it waits it must not keep tensors alive
+
+
+def _outcomes(batch: list[_Request]) -> list[Outputs | SluiceError]:
+    """What each request gets. A batch that fails is tried in halves, so that one poisonous request fails alone (and a
+    batch too big for the memory is not lost). Never raises."""
+    try:
+        return list(_run(batch))
+    except BaseException as error:  # SystemExit too: a model that ends its thread must not end ours
+        if len(batch) == 1:
+            return [_as_ours(error)]
+    middle = len(batch) // 2
+    return _outcomes(batch[:middle]) + _outcomes(batch[middle:])
+
+
+def _run(batch: list[_Request]) -> list[Outputs]:
     """One execution for the whole batch, its outputs split back by rows."""
     if len(batch) == 1:
-        return [infer(batch[0].inputs)]
-    joined = {name: np.concatenate([request.inputs[name] for request in batch]) for name in batch[0].inputs}
-    outputs = infer(joined)
-    rows = sum(request.rows for request in batch)
+        rows = batch[0].stop - batch[0].start
+        return [batch[0].keep(_checked(batch[0].infer(batch[0].piece()), rows))]
+    pieces = [request.piece() for request in batch]
+    joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    sizes = [request.stop - request.start for request in batch]
+    outputs = _checked(batch[0].infer(joined), sum(sizes))
+    answers, start = [], 0
+    for request, size in zip(batch, sizes, strict=True):
+        part = {name: array[start : start + size] for name, array in outputs.items()}
+        answers.append(request.keep(part))
+        start += size
+    return answers
+
+
+def _checked(outputs: Any, rows: int) -> Outputs:
+    """Read-only views of the outputs: requests of a batch share them. Raises InferenceFailed for anything but arrays of
+    `rows` rows."""
+    if not isinstance(outputs, Mapping) or not outputs:
+        raise InferenceFailed(f"the model returned {type(outputs).__name__}; it must return arrays by name")
+    views: Outputs = {}
     for name, array in outputs.items():
-        if array.shape[:1] != (rows,):
-            raise InferenceFailed(f"output {name!r} has shape {list(array.shape)} for {rows} rows")
-    split, start = [], 0
-    for request in batch:
-        split.append({name: array[start : start + request.rows] for name, array in outputs.items()})
-        start += request.rows
-    return split
+        if not isinstance(array, np.ndarray) or array.shape[:1] != (rows,):
+            got = list(array.shape) if isinstance(array, np.ndarray) else type(array).__name__
+            raise InferenceFailed(f"output {name!r} is {got} for {rows} rows; its first dimension must be the rows")
+        views[name] = array.view()
+        views[name].flags.writeable = False
+    return views
 
 
-def _run_alone(request: _Request, infer: Infer) -> dict[str, NDArray[np.generic]] | SluiceError:
+def _as_ours(error: BaseException) -> SluiceError:
+    if isinstance(error, SluiceError):
+        return error
     try:
-        return infer(request.inputs)
-    except Exception as error:
-        return _as_ours(error)
+        what = repr(error)[:500]
+    except BaseException:
+        what = type(error).__name__  # whatever its __repr__ does
+    return InferenceFailed(f"the model raised {what}")

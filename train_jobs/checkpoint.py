@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,24 @@ FILE = "state.pt"
 
 
 def save(state: dict[str, Any], folder: Path) -> Path:
-    """Write `state` to folder/state.pt; a kill at any point leaves the old file or the new one, never half of one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target, temporary = folder / FILE, folder / f".{FILE}.{os.getpid()}"
+    """Write `state` to folder/state.pt; a kill at any point leaves the old file or the new one, never half of one.
+
+    One writer per folder. Raises TrainingFailed if the disk is full or the folder can't be written.
+    """
+    target, unfinished = folder / FILE, folder / f".{FILE}.unfinished"
     try:
-        with temporary.open("wb") as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise TrainingFailed(f"cannot write {target} ({error}); the checkpoint before it is intact") from error
+        os.replace(unfinished, target)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise TrainingFailed(
+            f"cannot write {target} ({error}); make room or choose another folder; the checkpoint before it is intact"
+        ) from error
     return target
 
 
@@ -35,7 +42,9 @@ def load(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         raise TrainingFailed(f"{path} is no checkpoint ({error}); delete it to start anew") from error
+    if not isinstance(state, dict):
+        raise TrainingFailed(f"{path} holds a {type(state).__name__}, not a checkpoint; delete it to start anew")
     return state

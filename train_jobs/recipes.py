@@ -45,6 +45,11 @@ def recipe(name: str) -> TrainConfig:
 
 
 def on_dataset(config: TrainConfig, dataset: str) -> TrainConfig:
-    """What to train when `dataset` had to stand in for the config's own: only the embedded digits ever do."""
+    """What to train when `dataset` had to stand in for the config's own: only the embedded digits ever do.
+
+    What the user changed in the recipe stays changed.
+    """
     assert dataset == "digits", dataset
-    return cnn_digits().model_copy(update={"num_workers": config.num_workers, "seed": config.seed})
+    before = RECIPES[config.recipe]()
+    changed = {key: value for key, value in config if value != getattr(before, key)}
+    return cnn_digits().model_copy(update=changed)

@@ -55,8 +55,10 @@ class Protocol:
     equal_load_s: float
     rounds: int
     closed_loop_s: float
-    connections: int = 64
-    """Of the closed loop; the open loop may use four times as many, so that it seldom waits for one."""
+    connections: tuple[int, ...] = (4, 64)
+    """Of the closed loop, the best of which counts: a stock deployment does worse at 64 than at 4, ours the reverse."""
+    open_connections: int = 256
+    """Of the open loop: so many that it seldom waits for one."""
 
 
 QUICK = Protocol("quick", 3.0, 1.0, (1, 2, 3), 4, (0.050,), 4.0, 3, 2.0)
@@ -138,17 +140,21 @@ class _Bench:
     say: Say
 
     def closed_loop(self, endpoint: Endpoint, figures: Figures, cores: int) -> None:
-        used, began = endpoint.cpu_seconds(), time.monotonic()
-        result = run_closed_loop(
-            endpoint.target, connections=self.protocol.connections, duration_s=self.protocol.closed_loop_s,
-            cpus=self.client_cpus, timeout_s=_REQUEST_TIMEOUT_S,
-        )  # fmt: skip
-        cpu_s, took_s = endpoint.cpu_seconds() - used, time.monotonic() - began
-        figures.max_rates.append(result.goodput_rps())
-        figures.core_s_per_million = cpu_s / max(1, int(result.ok.sum())) * 1e6
-        # The load's own start-up is in took_s, so this errs on the low side, for both endpoints alike.
-        figures.utilisation = cpu_s / (took_s * cores)
-        self.say(f"{endpoint.name}: at most {result.goodput_rps():,.0f} req/s, {self.protocol.connections} connections")
+        best = (0.0, math.inf, 0.0)
+        for connections in self.protocol.connections:
+            settle(endpoint.target, self.protocol.bounds_s[0])
+            used, began = endpoint.cpu_seconds(), time.monotonic()
+            result = run_closed_loop(
+                endpoint.target, connections=connections, duration_s=self.protocol.closed_loop_s,
+                cpus=self.client_cpus, timeout_s=_REQUEST_TIMEOUT_S,
+            )  # fmt: skip
+            cpu_s, took_s = endpoint.cpu_seconds() - used, time.monotonic() - began
+            self.say(f"{endpoint.name}: at most {result.goodput_rps():,.0f} req/s over {connections} connections")
+            # The load's own start-up is in took_s, so utilisation errs on the low side, for both endpoints alike.
+            per_million = cpu_s / max(1, int(result.ok.sum())) * 1e6
+            best = max(best, (result.goodput_rps(), per_million, cpu_s / (took_s * cores)), key=lambda b: b[0])
+        figures.max_rates.append(best[0])
+        figures.core_s_per_million, figures.utilisation = best[1:]
 
     def self_check(self, rate: float) -> SelfCheck:
         """The highest rate that the client holds against a null server, `rate` or less. Raises ClientSaturated."""
@@ -156,7 +162,7 @@ class _Bench:
         for share in (1.0, 1.0, 0.8, 0.6, 0.4):
             check = self_check(
                 rate * share, self.protocol.closed_loop_s, cpus=self.client_cpus, server_cpu=cpu,
-                connections=4 * self.protocol.connections,
+                connections=self.protocol.open_connections,
             )  # fmt: skip
             self.say(
                 f"client alone: {check.rate:,.0f} req/s with p99 send lag {check.send_lag_p99_s * 1e3:.2f} ms "
@@ -170,7 +176,7 @@ class _Bench:
         """One seed's bisection. Raises ClientSaturated when the client's own lag hides the answer."""
         steps = poisson_steps(
             endpoint.target, bound_s=bound_s, duration_s=self.protocol.step_s, warmup_s=self.protocol.warmup_s,
-            connections=4 * self.protocol.connections, cpus=self.client_cpus, timeout_s=max(2.0, 4 * bound_s),
+            connections=self.protocol.open_connections, cpus=self.client_cpus, timeout_s=max(2.0, 4 * bound_s),
         )  # fmt: skip
 
         def measure(rate: float, step_seed: int) -> StepResult:
@@ -187,6 +193,11 @@ class _Bench:
                 measure, low=high / _FALLBACK, high=bottom, steps=self.protocol.steps, seeds=[seed], retries=2
             )
             return replace(lower, at_ceiling=False)  # its upper end has just been seen to fail
+        while found.at_ceiling and top < ceiling:  # an open loop can carry more than a closed one
+            bottom, top = top, min(2 * top, ceiling)
+            found = find_slo_rate(measure, low=bottom, high=top, steps=self.protocol.steps, seeds=[seed], retries=2)
+            if found.median == 0.0:
+                return replace(found, median=bottom, at_ceiling=False)  # where it held a moment ago
         return found
 
     def slo_rates(self, pairs: list[tuple[Endpoint, Figures]], bound_s: float, ceiling: float) -> None:
@@ -212,7 +223,7 @@ class _Bench:
         used = endpoint.cpu_seconds()
         result = run_open_loop(
             endpoint.target, poisson(rate, window_s, seed), duration_s=window_s,
-            connections=4 * self.protocol.connections, cpus=self.client_cpus, timeout_s=_REQUEST_TIMEOUT_S,
+            connections=self.protocol.open_connections, cpus=self.client_cpus, timeout_s=_REQUEST_TIMEOUT_S,
         )  # fmt: skip
         cpu_s = endpoint.cpu_seconds() - used
         judged = result.after(self.protocol.warmup_s)
@@ -269,7 +280,6 @@ def compare(
         run_closed_loop(endpoint.target, connections=8, duration_s=protocol.warmup_s + 1.0, cpus=client_cpus)
     for _ in range(protocol.rounds):
         for endpoint, figures in pairs:
-            settle(endpoint.target, protocol.bounds_s[0])
             bench.closed_loop(endpoint, figures, cores)
 
     check = bench.self_check(_SPAN * max(figures.max_rate for _, figures in pairs))

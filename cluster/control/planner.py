@@ -15,8 +15,21 @@ _NEAR_BEST = 0.95
 
 
 def eligible(variants: Sequence[Variant]) -> list[Variant]:
-    """Variants whose accuracy floor holds; one without a parent is its own floor. "unclear" is not good enough."""
-    return [v for v in variants if v.accuracy is not None and (v.parent_id is None or v.accuracy.verdict == "holds")]
+    """Variants whose accuracy floor holds, and their ancestors' among `variants`: each is judged against its parent,
+    so a child that keeps up with a parent that fell is no good. "unclear" is not good enough. One that was measured
+    without a parent and without a floor is its own floor.
+    """
+    by_id = {v.id: v for v in variants}
+
+    def holds(variant: Variant) -> bool:
+        accuracy = variant.accuracy
+        if accuracy is None:
+            return False
+        is_own_floor = variant.parent_id is None and accuracy.verdict is None
+        parent = by_id.get(variant.parent_id or "")
+        return (is_own_floor or accuracy.verdict == "holds") and (parent is None or holds(parent))
+
+    return [v for v in variants if holds(v)]
 
 
 def choose(
@@ -24,17 +37,36 @@ def choose(
 ) -> Plan:
     """The eligible variant with the highest profiled throughput (smaller file on a tie), at its smallest good batch.
 
-    Raises ConfigError when no variant holds its accuracy floor or none of those was profiled.
+    Raises ConfigError when no variant holds its accuracy floor, none of those was profiled, or the profiles are of
+    several machines.
     """
     allowed = {v.id: v for v in eligible(variants)}
+    if not allowed:
+        verdicts = {v.name: (v.accuracy.verdict if v.accuracy else "not measured") for v in variants}
+        raise ConfigError(f"no variant holds its accuracy floor: {verdicts}; lower the floor or train longer")
     rows = [p for p in profiles if p.variant_id in allowed]
     if not rows:
-        verdicts = {v.name: (v.accuracy.verdict if v.accuracy else "not measured") for v in variants}
-        raise ConfigError(f"no profiled variant holds its accuracy floor: {verdicts}; lower the floor or train longer")
-    best = max(rows, key=lambda p: (p.throughput_rps, -allowed[p.variant_id].size_bytes))
+        names = sorted(v.name for v in allowed.values())
+        raise ConfigError(f"no variant that holds its floor was profiled: {names}; run `sluice profile` on them")
+    machines = [p.hardware for p in rows if p.hardware != rows[0].hardware]
+    if machines:
+        raise ConfigError(
+            f"the profiles are of several machines ({rows[0].hardware} and {machines[0]}); their throughputs do not "
+            "compare, profile every variant on the one that will serve"
+        )
+    # The last three only break exact ties, so that the order of the profiles decides nothing.
+    best = max(
+        rows,
+        key=lambda p: (
+            p.throughput_rps, -allowed[p.variant_id].size_bytes, -p.runtime.threads, p.runtime.name, p.variant_id
+        ),
+    )  # fmt: skip
     variant = allowed[best.variant_id]
     same = [p for p in rows if p.variant_id == best.variant_id and p.runtime == best.runtime]
-    good = min((p for p in same if p.throughput_rps >= _NEAR_BEST * best.throughput_rps), key=lambda p: p.batch_size)
+    good = min(
+        (p for p in same if p.throughput_rps >= _NEAR_BEST * best.throughput_rps),
+        key=lambda p: (p.batch_size, -p.throughput_rps, p.latency_p50_s),
+    )
     return Plan(
         model_name=model_name,
         variant_id=variant.id,

@@ -21,7 +21,8 @@ def load_runtime(store: ArtifactStore, variant: Variant, config: RuntimeConfig) 
     """Load a variant's verified bytes into the runtime that `config` names.
 
     Raises ConfigError if that runtime cannot execute the variant's format, RuntimeUnavailable if it is not installed,
-    ChecksumMismatch if the bytes changed on disk.
+    ChecksumMismatch if the bytes changed on disk, ArtifactError if they are no graph that it can execute or not the
+    one that the manifest describes.
     """
     module, loader, formats = _LOADERS[config.name]
     if variant.format not in formats:

@@ -35,8 +35,8 @@ class Runtime(Protocol):
 
     def infer(self, inputs: Tensors) -> dict[str, NDArray[np.generic]]:
         """Run one batch. Shapes and datatypes are the variant's TensorSpecs; the arrays returned are owned by the
-        caller. Raises InvalidRequest for a missing, extra or mis-shaped tensor and InferenceFailed if the
-        executor itself raises; in both cases the runtime stays usable."""
+        caller, those given are left as they were. Raises InvalidRequest for a missing, extra or mis-shaped tensor and
+        InferenceFailed if the executor itself raises or is closed; after both it can be used as before."""
         ...
 
     def close(self) -> None:

@@ -6,17 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.artifacts import ArtifactStore
-from cluster.errors import InferenceFailed, RuntimeUnavailable
+from cluster.errors import ArtifactError, InferenceFailed, RuntimeUnavailable
 from cluster.runtimes.base import RuntimeConfig, Tensors
 from cluster.tensors import check_inputs
 from cluster.variants import Variant
 
 try:
     import onnxruntime as ort
-except ImportError as error:  # pragma: no cover - the dependency is declared; a slim serving image may lack it
-    raise RuntimeUnavailable("onnxruntime is not installed; pip install onnxruntime") from error
-
-FORMATS = ("onnx",)
+except ImportError as error:
+    raise RuntimeUnavailable(f"onnxruntime cannot be imported ({error}); pip install onnxruntime") from error
 
 
 class OnnxRuntime:
@@ -37,14 +35,23 @@ class OnnxRuntime:
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise InferenceFailed(f"ONNX Runtime cannot load variant {variant.name} ({variant.id}): {error}") from error
+            raise ArtifactError(f"ONNX Runtime cannot load variant {variant.name} ({variant.id}): {error}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
+        for what, named, specs in (
+            ("inputs", [node.name for node in self._session.get_inputs()], variant.inputs),
+            ("outputs", self._outputs, variant.outputs),
+        ):
+            if sorted(named) != sorted(spec.name for spec in specs):
+                raise ArtifactError(
+                    f"variant {variant.name} ({variant.id}) has {what} {named} in its graph, "
+                    f"{[spec.name for spec in specs]} in its manifest; make it again"
+                )
 
     def infer(self, inputs: Tensors) -> dict[str, NDArray[np.generic]]:
         """See Runtime.infer."""
-        check_inputs(self._specs, inputs)
         if self._session is None:
             raise InferenceFailed("this runtime is closed; load the variant again")
+        check_inputs(self._specs, inputs)
         try:
             outputs = self._session.run(self._outputs, dict(inputs))
         except Exception as error:

@@ -1,244 +1,315 @@
 """Open Inference Protocol v2, REST: bytes <-> tensors, JSON or binary (Triton's binary tensor data extension).
 
 A binary body is JSON of `Inference-Header-Content-Length` bytes, then the raw little-endian tensors in the order of
-their `parameters.binary_data_size`.
+their `parameters.binary_data_size`. Arrays decoded from it are views of the body: nothing is copied, nothing writable.
+
+What JSON cannot carry is refused, never bent: FP16 travels as binary data only (the protocol has no text for it), and
+an output with NaN or infinity is an error that says so, where a JSON writer would have sent null.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import reprlib
+from array import array
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from cluster.errors import InvalidRequest
+from cluster.errors import InferenceFailed, InvalidRequest, PayloadTooLarge, SluiceError
 from cluster.tensors import DATATYPE_OF_NUMPY, NUMPY_OF_DATATYPE
 from cluster.variants import TensorSpec
 
 HEADER_LENGTH = "inference-header-content-length"
-_NO_JSON = ("FP16", "BYTES")
+MAX_JSON_BYTES = 4 << 20
+"""Parsing holds the event loop, and with it every other request: about 20 ms for each MiB of numbers."""
+_ASK_BINARY = 'ask for it with "binary_data": true in the output\'s parameters, or "binary_data_output": true'
+
+_brief = reprlib.Repr()  # an error names the value, and must not echo a megabyte of it
+_brief.maxstring = _brief.maxother = 80
+_brief.maxlist, _brief.maxlevel = 16, 1
 
 
-@dataclass(frozen=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """A decoded request; `binary_outputs` says for each wanted output whether it goes back as raw bytes."""
 
     id: str | None
     inputs: dict[str, NDArray[np.generic]]
     binary_outputs: dict[str, bool]
-    timeout_s: float | None = None
-    priority: int = 0
-    parameters: dict[str, Any] = field(default_factory=dict)
+    timeout_s: float | None
+    priority: int
+    parameters: dict[str, Any]
 
 
-def _json(data: bytes | memoryview) -> dict[str, Any]:
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the request is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"the request is a JSON {type(value).__name__}; it must be an object with `inputs`")
-    return value
-
-
-def _split(body: bytes, headers: Mapping[str, str]) -> tuple[dict[str, Any], memoryview]:
-    """(the JSON part, the raw tail)"""
-    length = headers.get(HEADER_LENGTH)
-    if length is None:
-        return _json(body), memoryview(b"")
-    if not (length.isascii() and length.isdigit()) or len(length) > 12 or int(length) > len(body):
-        raise InvalidRequest(f"Inference-Header-Content-Length: {length[:32]!r} does not fit a body of {len(body)} bytes")
-    view = memoryview(body)
-    return _json(view[: int(length)]), view[int(length) :]
-
-
-def _mapping(value: Any, what: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"{what} is a {type(value).__name__}; it must be an object")
-    return value
-
-
-def _shape(name: str, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(d) is int and 0 <= d < 1 << 31 for d in value) or len(value) > 16:
-        raise InvalidRequest(f"input {name!r} has shape {str(value)[:80]}; it must be a list of sizes")
-    return tuple(value)
-
-
-def _tensor(spec: Any, tail: memoryview, offset: int) -> tuple[str, NDArray[np.generic], int]:
-    """(name, array, bytes taken off the tail) of one entry of `inputs`."""
-    if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
-        raise InvalidRequest("each entry of `inputs` must be an object with a `name`")
-    name = spec["name"]
-    datatype = spec.get("datatype")
-    if not isinstance(datatype, str) or datatype not in NUMPY_OF_DATATYPE:
-        raise InvalidRequest(f"input {name!r} has datatype {str(datatype)[:40]!r}; known: {', '.join(NUMPY_OF_DATATYPE)}")
-    shape = _shape(name, spec.get("shape"))
-    dtype = NUMPY_OF_DATATYPE[datatype]
-    count = 1
-    for size in shape:
-        count *= size
-    taken = _mapping(spec.get("parameters"), f"parameters of input {name!r}").get("binary_data_size")
-    if taken is not None:
-        if datatype == "BYTES":
-            raise InvalidRequest(f"input {name!r}: binary BYTES tensors are not supported by this model")
-        want = count * dtype.itemsize
-        if type(taken) is not int or taken != want:
-            raise InvalidRequest(
-                f"input {name!r} says binary_data_size {str(taken)[:20]}; shape {list(shape)} of {datatype} is {want}"
-            )
-        if offset + want > len(tail):
-            raise InvalidRequest(f"input {name!r} needs {want} bytes of binary data; only {len(tail) - offset} are left")
-        return name, np.frombuffer(tail, dtype=dtype, count=count, offset=offset).reshape(shape), want
-    if datatype in _NO_JSON:
-        raise InvalidRequest(f"input {name!r}: {datatype} tensors travel as binary data only")
-    data = spec.get("data")
-    if not isinstance(data, list):
-        raise InvalidRequest(f"input {name!r} has no `data` list and no `binary_data_size`")
-    return name, _from_json(name, data, dtype, shape, count), 0
-
-
-def _from_json(name: str, data: list[Any], dtype: Any, shape: tuple[int, ...], count: int) -> NDArray[np.generic]:
-    try:
-        array = np.array(data)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InvalidRequest(f"input {name!r}: `data` is ragged or no numbers ({str(error)[:80]})") from error
-    if array.dtype.kind not in "biuf":
-        raise InvalidRequest(f"input {name!r}: `data` holds {array.dtype.name} values; it must hold numbers")
-    if array.size != count:
-        raise InvalidRequest(f"input {name!r} has {array.size} values; shape {list(shape)} needs {count}")
-    if dtype.kind in "iu":
-        bounds = np.iinfo(dtype)
-        if array.dtype.kind == "f" or (array.size and (array.min() < bounds.min or array.max() > bounds.max)):
-            raise InvalidRequest(f"input {name!r}: `data` does not fit {dtype.name} ({bounds.min} to {bounds.max})")
-    if (dtype.kind == "b") != (array.dtype.kind == "b") and array.size:
-        raise InvalidRequest(f"input {name!r}: `data` holds {array.dtype.name} values; the datatype says {dtype.name}")
-    return array.astype(dtype).reshape(shape)
-
-
-def _integer(parameters: dict[str, Any], name: str) -> int | None:
-    value = parameters.get(name)
-    if value is None:
-        return None
-    if type(value) is str and value.isascii() and value.isdigit() and len(value) < 19:
-        value = int(value)  # some clients send every parameter as a string
-    if type(value) is not int or not 0 <= value < 1 << 62:
-        raise InvalidRequest(f"parameter {name}={str(value)[:40]!r} must be an integer, at least 0")
-    return value
-
-
-def decode(body: bytes, headers: Mapping[str, str], outputs: tuple[TensorSpec, ...]) -> InferRequest:
-    """Decode a request. `headers` have lower-case names. Raises InvalidRequest naming what is wrong.
+def decode(body: bytes, headers: Mapping[str, str], outputs: Iterable[TensorSpec]) -> InferRequest:
+    """Decode a request. `headers` have lower-case names. Raises InvalidRequest naming what is wrong, PayloadTooLarge
+    for a JSON part above MAX_JSON_BYTES.
 
     `timeout` (microseconds) and `priority` (1 is highest, 0 none) are Triton's request parameters.
     """
-    request, tail = _split(body, headers)
-    if not isinstance(request.get("inputs"), list):
-        raise InvalidRequest("the request has no list `inputs`")
-    inputs: dict[str, NDArray[np.generic]] = {}
-    offset = 0
-    for spec in request["inputs"]:
-        name, array, taken = _tensor(spec, tail, offset)
-        if name in inputs:
-            raise InvalidRequest(f"input {name!r} is there twice")
-        inputs[name] = array
-        offset += taken
-    if offset != len(tail):
-        raise InvalidRequest(f"{len(tail) - offset} bytes of binary data belong to no input")
+    request, start = _parse(body, headers, MAX_JSON_BYTES)
+    inputs = _tensors(request.get("inputs"), "input", body, start)
     parameters = _mapping(request.get("parameters"), "parameters")
     timeout_us = _integer(parameters, "timeout")
     request_id = request.get("id")
-    if request_id is not None and not isinstance(request_id, str):
-        raise InvalidRequest(f"id is a {type(request_id).__name__}; it must be a string")
+    if request_id is not None and type(request_id) is not str:
+        raise InvalidRequest(f"id={_brief.repr(request_id)} must be a string")
+    binary = _flag(parameters, "binary_data_output", False)
     return InferRequest(
-        id=request_id,
-        inputs=inputs,
-        binary_outputs=_wanted(request.get("outputs"), bool(parameters.get("binary_data_output")), outputs),
-        timeout_s=timeout_us / 1e6 if timeout_us else None,
-        priority=_integer(parameters, "priority") or 0,
-        parameters=parameters,
-    )
-
-
-def _wanted(asked: Any, binary: bool, outputs: tuple[TensorSpec, ...]) -> dict[str, bool]:
-    known = [spec.name for spec in outputs]
-    if not asked:
-        return dict.fromkeys(known, binary)
-    if not isinstance(asked, list):
-        raise InvalidRequest("`outputs` must be a list")
-    wanted = {}
-    for entry in asked:
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if name not in known:
-            raise InvalidRequest(f"output {str(name)[:80]!r} is unknown; the model gives {known}")
-        parameters = _mapping(entry.get("parameters"), f"parameters of output {name!r}")
-        wanted[name] = bool(parameters.get("binary_data", binary))
-    return wanted
+        request_id, inputs, _wanted(request.get("outputs"), binary, outputs), timeout_us / 1e6 if timeout_us else None,
+        _integer(parameters, "priority"), parameters,
+    )  # fmt: skip
 
 
 def encode_response(
     model_name: str, model_version: str, request: InferRequest, results: Mapping[str, NDArray[np.generic]]
-) -> tuple[bytes, dict[str, str]]:
-    """(body, headers) of the answer."""
-    entries, raw = [], []
-    for name, binary in request.binary_outputs.items():
-        array = np.ascontiguousarray(results[name])
-        entry: dict[str, Any] = {"name": name, "datatype": DATATYPE_OF_NUMPY[array.dtype], "shape": list(array.shape)}
-        if binary:
-            raw.append(array.tobytes())
-            entry["parameters"] = {"binary_data_size": len(raw[-1])}
-        else:
-            entry["data"] = array.ravel().tolist()
-        entries.append(entry)
-    answer: dict[str, Any] = {"model_name": model_name, "model_version": model_version, "outputs": entries}
+) -> tuple[bytes, int | None]:
+    """The body of the answer, and the length of its JSON part if raw tensors follow it. Raises InferenceFailed if the
+    results are not what `request` wants or, as JSON, cannot be written."""
+    answer: dict[str, Any] = {"model_name": model_name, "model_version": model_version}
     if request.id is not None:
         answer["id"] = request.id
-    head = orjson.dumps(answer)
-    if not raw:
-        return head, {"content-type": "application/json"}
-    return b"".join([head, *raw]), {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+    wanted = []
+    for name, binary in request.binary_outputs.items():
+        if name not in results:
+            raise InferenceFailed(f"the model gave no output {name!r}; it gave {sorted(results)}")
+        wanted.append((name, results[name], binary))
+    return _body(answer, "outputs", wanted, InferenceFailed)
 
 
 def encode_request(
     inputs: Mapping[str, NDArray[np.generic]], *, binary: bool, id: str | None = None,
     parameters: dict[str, Any] | None = None, binary_output: bool | None = None,
 ) -> tuple[bytes, dict[str, str]]:  # fmt: skip
-    """(body, headers) of a request: the client's side of `decode`."""
-    entries, raw = [], []
-    for name, array in inputs.items():
-        array = np.ascontiguousarray(array)
-        entry: dict[str, Any] = {"name": name, "datatype": DATATYPE_OF_NUMPY[array.dtype], "shape": list(array.shape)}
-        if binary:
-            raw.append(array.tobytes())
-            entry["parameters"] = {"binary_data_size": len(raw[-1])}
-        else:
-            entry["data"] = array.ravel().tolist()
-        entries.append(entry)
-    request: dict[str, Any] = {"inputs": entries}
+    """(body, headers) of a request: the client's side of `decode`. Raises InvalidRequest for what cannot be sent."""
     options = dict(parameters or {})
     if binary_output is not None:
         options["binary_data_output"] = binary_output
-    if options:
-        request["parameters"] = options
+    request: dict[str, Any] = {"parameters": options} if options else {}
     if id is not None:
         request["id"] = id
-    head = orjson.dumps(request)
-    if not raw:
-        return head, {"content-type": "application/json"}
-    return b"".join([head, *raw]), {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+    body, length = _body(request, "inputs", [(name, tensor, binary) for name, tensor in inputs.items()], InvalidRequest)
+    if length is None:
+        return body, {"content-type": "application/json"}
+    return body, {"content-type": "application/octet-stream", HEADER_LENGTH: str(length)}
 
 
 def decode_response(body: bytes, headers: Mapping[str, str]) -> dict[str, NDArray[np.generic]]:
     """The tensors of an answer: the client's side of `encode_response`. Header names in lower case."""
-    answer, tail = _split(body, headers)
+    answer, start = _parse(body, headers)
+    return _tensors(answer.get("outputs"), "output", body, start)
+
+
+def check_json_size(size: int, most: int = MAX_JSON_BYTES) -> None:
+    """Raises PayloadTooLarge for a JSON part that would hold the event loop for too long."""
+    if size > most:
+        raise PayloadTooLarge(
+            f"the JSON part has {size} bytes or more; at most {most} are taken: send the tensors as binary data "
+            "(parameters.binary_data_size), or fewer rows in one request"
+        )
+
+
+def _parse(body: bytes, headers: Mapping[str, str], max_bytes: int | None = None) -> tuple[dict[str, Any], int]:
+    """(the JSON part, where the raw tensors start)"""
+    end = len(body)
+    length = headers.get(HEADER_LENGTH)
+    if length is not None:
+        if not (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= end):
+            raise InvalidRequest(f"Inference-Header-Content-Length={_brief.repr(length)} does not fit a body of {end} bytes")
+        end = int(length)
+    if max_bytes is not None:
+        check_json_size(end, max_bytes)
+    try:
+        value = orjson.loads(body if end == len(body) else memoryview(body)[:end])
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the request is no JSON: {error}") from error
+    if type(value) is not dict:
+        raise InvalidRequest(f"the body is a JSON {type(value).__name__}; it must be an object with tensors")
+    return value, end
+
+
+def _tensors(entries: Any, kind: str, body: bytes, offset: int) -> dict[str, NDArray[np.generic]]:
+    """The tensors by name. `kind` is "input" or "output", for the errors; raw tensors start at `offset`."""
+    if type(entries) is not list or not entries:
+        raise InvalidRequest(f"`{kind}s` is {_brief.repr(entries)}; it must be a list of tensors, at least one")
     tensors: dict[str, NDArray[np.generic]] = {}
-    offset = 0
-    for spec in answer["outputs"]:
-        name, array, taken = _tensor(spec, tail, offset)
-        tensors[name] = array
+    for entry in entries:
+        if type(entry) is not dict or type(entry.get("name")) is not str:
+            raise InvalidRequest(f"each entry of `{kind}s` must be an object with a `name`, not {_brief.repr(entry)}")
+        name = entry["name"]
+        if len(name) > 256 or name in tensors:
+            raise InvalidRequest(f"{kind} name {_brief.repr(name)} is there twice, or longer than 256 characters")
+        tensors[name], taken = _tensor(entry, f"{kind} {name!r}", body, offset)
         offset += taken
+    if offset != len(body):
+        raise InvalidRequest(f"{len(body) - offset} bytes of binary data belong to no {kind}")
     return tensors
+
+
+def _tensor(entry: dict[str, Any], what: str, body: bytes, offset: int) -> tuple[NDArray[np.generic], int]:
+    """(array, bytes of raw data that it took)"""
+    datatype = entry.get("datatype")
+    dtype = NUMPY_OF_DATATYPE.get(datatype) if type(datatype) is str else None
+    if dtype is None:
+        raise InvalidRequest(
+            f"{what} has datatype {_brief.repr(datatype)}; the protocol knows {', '.join(NUMPY_OF_DATATYPE)}"
+        )
+    if datatype == "BYTES":
+        raise InvalidRequest(f"{what} has datatype BYTES, which is not supported; use a numeric one")
+    shape, count = entry.get("shape"), 1
+    if type(shape) is not list or len(shape) > 16:
+        raise InvalidRequest(f"{what} has shape {_brief.repr(shape)}; it must be a list of at most 16 sizes")
+    for size in shape:
+        if type(size) is not int or not 0 <= size < 1 << 31:
+            raise InvalidRequest(f"{what} has {_brief.repr(size)} in its shape; sizes are integers from 0 to 2^31 - 1")
+        count *= size
+    parameters = entry.get("parameters")
+    size_bytes = None
+    if parameters is not None:
+        size_bytes = _mapping(parameters, f"parameters of {what}").get("binary_data_size")
+    try:
+        if size_bytes is not None:
+            return _from_raw(what, body, offset, size_bytes, dtype, shape, count), size_bytes
+        return _from_json(what, entry.get("data"), dtype, shape, count), 0
+    except ValueError as error:
+        if isinstance(error, InvalidRequest):
+            raise
+        # Only sizes around a zero get here: no data, and still more than an address space.
+        raise InvalidRequest(f"{what} has shape {shape}: {error}") from error
+
+
+def _from_raw(
+    what: str, body: bytes, offset: int, size_bytes: Any, dtype: np.dtype[Any], shape: list[int], count: int
+) -> NDArray[np.generic]:
+    want = count * dtype.itemsize
+    if type(size_bytes) is not int or size_bytes != want:
+        raise InvalidRequest(
+            f"{what} says binary_data_size={_brief.repr(size_bytes)}; shape {shape} of {dtype.name} takes {want} bytes"
+        )
+    if offset + want > len(body):
+        raise InvalidRequest(f"{what} needs {want} bytes of binary data; only {len(body) - offset} are left")
+    tensor: NDArray[np.generic] = np.ndarray(shape, dtype, body, offset)
+    if dtype.itemsize > 1:
+        # JSON ends anywhere; executors read whole words.
+        return tensor if tensor.flags.aligned else tensor.copy()
+    if dtype.kind == "b" and count and tensor.view(np.uint8).max() > 1:
+        raise InvalidRequest(f"{what} is BOOL and holds a byte above 1; a BOOL byte is 0 or 1")
+    return tensor
+
+
+def _from_json(what: str, data: Any, dtype: np.dtype[Any], shape: list[int], count: int) -> NDArray[np.generic]:
+    """`data` is flat, or nested exactly as `shape` says: other nestings are a transposed or mistaken tensor."""
+    if dtype.kind == "f" and dtype.itemsize == 2:
+        raise InvalidRequest(f"{what} is FP16, which travels as binary data only; JSON has no text for it")
+    if type(data) is not list:
+        raise InvalidRequest(f"{what} has neither a list `data` nor `parameters.binary_data_size`")
+    if data and type(data[0]) is list:
+        if len(data) not in shape[:1]:
+            raise InvalidRequest(f"{what}: `data` has {len(data)} rows; shape {shape} says otherwise")
+        for size in shape[1:]:
+            if any(type(row) is not list or len(row) != size for row in data):
+                raise InvalidRequest(f"{what}: `data` is nested, but not as shape {shape} says")
+            data = list(chain.from_iterable(data))
+    if len(data) != count:
+        raise InvalidRequest(f"{what} has {len(data)} values in `data`; shape {shape} needs {count}, flat or nested")
+    if not count:
+        return np.zeros(shape, dtype)
+    return np.frombuffer(_packed(what, data, dtype), dtype).reshape(shape)
+
+
+def _packed(what: str, data: list[Any], dtype: np.dtype[Any]) -> bytearray | array[Any] | NDArray[np.generic]:
+    """Flat JSON values -> memory of this dtype. bytearray and array are strict about types and bounds, and quick."""
+    try:
+        if dtype.kind == "b":
+            if set(map(type, data)) != {bool}:
+                raise TypeError("not all values are true or false")
+            return np.array(data, dtype)
+        if dtype.char == "B":
+            return bytearray(data)
+        packed = array(dtype.char, data)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequest(f"{what}: `data` is not all {DATATYPE_OF_NUMPY[dtype]}: {error}") from error
+    if dtype.char == "f" and not np.isfinite(np.frombuffer(packed, dtype)).all():
+        raise InvalidRequest(f"{what}: `data` holds a number beyond FP32")
+    return packed
+
+
+def _mapping(value: Any, what: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if type(value) is not dict:
+        raise InvalidRequest(f"{what}: {_brief.repr(value)} must be an object")
+    return value
+
+
+def _integer(parameters: dict[str, Any], name: str) -> int:
+    value = parameters.get(name)
+    if value is None:
+        return 0
+    if type(value) is str and value.isascii() and value.isdigit() and len(value) < 19:
+        value = int(value)  # some clients send every parameter as a string
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise InvalidRequest(f"parameter {name}={_brief.repr(value)} must be an integer, at least 0")
+    return value
+
+
+def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if type(value) is not bool:
+        raise InvalidRequest(f"parameter {name}={_brief.repr(value)} must be true or false")
+    return value
+
+
+def _wanted(asked: Any, binary: bool, outputs: Iterable[TensorSpec]) -> dict[str, bool]:
+    """Name -> raw bytes? for each output that the request wants; without a list, for all of them."""
+    known = {spec.name: spec.datatype for spec in outputs}
+    wanted = {}
+    if asked is None or asked == []:
+        wanted = dict.fromkeys(known, binary)
+    elif type(asked) is not list:
+        raise InvalidRequest(f"`outputs` is {_brief.repr(asked)}; it must be a list")
+    else:
+        for entry in asked:
+            name = entry.get("name") if type(entry) is dict else None
+            if type(name) is not str or name not in known:
+                raise InvalidRequest(f"output {_brief.repr(name)} is unknown; the model gives {list(known)}")
+            parameters = _mapping(entry.get("parameters"), f"parameters of output {name!r}")
+            wanted[name] = _flag(parameters, "binary_data", binary)
+    for name, raw in wanted.items():
+        if known[name] == "FP16" and not raw:
+            raise InvalidRequest(f"output {name!r} is FP16, which JSON cannot carry; {_ASK_BINARY}")
+        if known[name] == "BYTES":
+            raise InvalidRequest(f"output {name!r} is BYTES, which is not supported; ask for the numeric outputs only")
+    return wanted
+
+
+def _body(
+    head: dict[str, Any], key: str, tensors: Iterable[tuple[str, NDArray[np.generic], bool]], blame: type[SluiceError]
+) -> tuple[bytes, int | None]:
+    """`head` with the tensors as its `key`: (body, length of its JSON part if raw tensors follow). Raises `blame`."""
+    entries: list[dict[str, Any]] = []
+    raw: list[bytes] = []
+    for name, tensor, binary in tensors:
+        datatype = DATATYPE_OF_NUMPY.get(tensor.dtype)
+        if datatype is None or datatype == "BYTES" or (datatype == "FP16" and not binary):
+            raise blame(f"{key[:-1]} {name!r} of {tensor.dtype} cannot be sent as {'binary data' if binary else 'JSON'}")
+        entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": tensor.shape}
+        if binary:
+            raw.append(tensor.tobytes())
+            entry["parameters"] = {"binary_data_size": len(raw[-1])}
+        else:
+            entry["data"] = tensor.ravel()
+        entries.append(entry)
+    head[key] = entries
+    text = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in text:  # orjson's word for a number that JSON has not; or a name with that word in it
+        for entry in entries:
+            data = entry.get("data")
+            if data is not None and data.dtype.kind == "f" and not np.isfinite(data).all():
+                raise blame(f"{key[:-1]} {entry['name']!r} holds NaN or infinity, which JSON has not; {_ASK_BINARY}")
+    if not raw:
+        return text, None
+    return b"".join([text, *raw]), len(text)

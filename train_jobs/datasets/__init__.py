@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cluster.errors import ConfigError, DataUnavailable
 from train_jobs.datasets.idx import read_idx
 
-__all__ = ["NAMES", "PictureDataset", "load"]
+__all__ = ["NAMES", "PictureDataset", "load", "require"]
 
 NAMES = ("fashion-mnist", "mnist", "digits")
 _FASHION = (
@@ -42,10 +42,11 @@ class PictureDataset:
     labels: tuple[str, ...]
 
 
-def load(name: str, *, notify: Callable[[str], None] = print) -> PictureDataset:
-    """The data set, or the embedded digits after saying so through `notify`; `.name` tells which it is.
+def load(name: str, *, notify: Callable[[str], None] | None = None) -> PictureDataset:
+    """The data set; where it is not to be had, the embedded digits after saying so through `notify` (`.name` tells).
 
-    Raises ConfigError for an unknown name, DataUnavailable for files that are there and broken.
+    Without `notify` there is nobody to tell, so nothing stands in: raises DataUnavailable naming the reasons. Also
+    raises DataUnavailable for files that are there and broken, ConfigError for an unknown name.
     """
     if name not in NAMES:
         raise ConfigError(f"dataset={name!r} is unknown; Sluice knows {', '.join(NAMES)}")
@@ -63,12 +64,23 @@ def load(name: str, *, notify: Callable[[str], None] = print) -> PictureDataset:
         try:
             return _from_torchvision(name)
         except (OSError, RuntimeError) as error:
-            reasons.append(f"the download failed ({str(error).splitlines()[0] if str(error) else type(error).__name__})")
-    notify(
-        f"{name} is not to be had here: {'; '.join(reasons)}. Using scikit-learn's embedded digits (1,797 pictures) "
-        f"instead; set SLUICE_DATA_DIR to a folder with {name}/*.gz for the real thing."
-    )
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reasons.append(f"the download failed ({reason})")
+    problem = f"{name} is not to be had here: {'; '.join(reasons)}."
+    way_out = f"set SLUICE_DATA_DIR to a folder with {name}/*.gz for the real thing."
+    if notify is None:
+        raise DataUnavailable(f"{problem} To go on, {way_out}")
+    notify(f"{problem} Using scikit-learn's embedded digits (1,797 pictures) instead; {way_out}")
     return _digits()
+
+
+def require(dataset: PictureDataset, name: str) -> None:
+    """Raise ConfigError unless `dataset` is the one that a config names: a stand-in must not pass for it."""
+    if dataset.name != name:
+        raise ConfigError(
+            f"the config says dataset={name!r}, these pictures are {dataset.name!r} ({dataset.source}); "
+            "bring the data (SLUICE_DATA_DIR) or train a recipe for what is there (cnn_digits)"
+        )
 
 
 def _from_files(name: str, folder: Path) -> PictureDataset:
