@@ -1,0 +1,23 @@
+"""The environment that turns Serve into HAProxy -> replica, one hop: one table for local clusters and for Kubernetes.
+
+Serve reads these variables when its processes start, so they must stand on every node, head and workers alike, before
+`ray start`; a runtime_env reaches only the replicas and comes too late for the controller.
+"""
+
+from __future__ import annotations
+
+RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+"""What every Ray that Sluice starts gets, fast path or not."""
+
+LATENCY_BUCKETS_MS = (0.5, 1, 2, 5, 10, 20, 35, 50, 75, 100, 200, 500, 1000, 5000)
+"""Serve's own smallest bucket is 1 ms, and it has none between 20 and 50, where the SLO bounds are."""
+
+
+def throughput_environment(*, haproxy_threads: int = 1) -> dict[str, str]:
+    """RAY_ENVIRONMENT and the throughput-optimised path with HAProxy in front."""
+    return RAY_ENVIRONMENT | {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(haproxy_threads),
+        "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": ",".join(f"{bound:g}" for bound in LATENCY_BUCKETS_MS),
+    }
