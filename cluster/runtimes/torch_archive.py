@@ -38,7 +38,10 @@ def save_pickle_free(program: ExportedProgram) -> bytes:
     or an operator that torch_graph.py does not list.
     """
     whole = io.BytesIO()
-    torch.export.save(program, whole)
+    try:
+        torch.export.save(program, whole)
+    except Exception as error:
+        raise ArtifactError(f"torch cannot save this program ({error!r}); make it of dense tensors alone") from error
     with zipfile.ZipFile(whole) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     # An id of this one save; left in, no two saves would be equal.
@@ -103,4 +106,4 @@ def _check_table(name: str, table: dict[str, Any]) -> None:
     for payload, meta in table["config"].items():
         raw = meta.get("use_pickle") is False and meta.get("tensor_meta")
         if not raw or not _TABLES[name].fullmatch(meta.get("path_name", "")):
-            raise ArtifactError(f"{name} wants {payload[:120]!r} unpickled; export the variant anew without it")
+            raise ArtifactError(f"the torch archive wants {payload[:120]!r} unpickled ({name}); export the variant without it")
