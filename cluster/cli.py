@@ -171,8 +171,9 @@ def stop(
 @app.command()
 def demo(
     output: Annotated[Path | None, typer.Option(help="Where the report and the Serve config go.")] = None,
+    run: Annotated[str | None, typer.Option(help="Name; an interrupted demo's name resumes it [default: new].")] = None,
     recipe: Annotated[str, typer.Option(help="What to train.")] = "cnn_fashion_mnist_quick",
-    protocol: Annotated[str, typer.Option(help="quick (minutes) or full (benchmarks/PROTOCOL.md).")] = "quick",
+    protocol: Annotated[str, typer.Option(help="quick (minutes), full (benchmarks/PROTOCOL.md), or smoke.")] = "quick",
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -180,7 +181,9 @@ def demo(
 
     Example: sluice demo --output runs/demo
     """
-    _run("demo", output=output, recipe_name=recipe, protocol_name=protocol, as_json=json, dry_run=dry_run)
+    _run(
+        "demo", output=output, run=run, recipe_name=recipe, protocol_name=protocol, as_json=json, dry_run=dry_run
+    )  # fmt: skip
 
 
 def main() -> None:

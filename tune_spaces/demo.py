@@ -61,6 +61,8 @@ class Stages:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         started = time.monotonic()
+        if not self.console.is_terminal:
+            self.console.print(f"start {name}", highlight=False)
         with self.console.status(f"[bold]{name}[/bold]") as self._status:
             try:
                 yield
@@ -157,15 +159,19 @@ def before_and_after(
 def main(
     *,
     output: Path | None = None,
+    run: str | None = None,
     recipe_name: str = "cnn_fashion_mnist_quick",
     protocol_name: str = "quick",
     as_json: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """The whole demo; see the module's first line. Raises ConfigError for an unknown protocol."""
+    """The whole demo; see the module's first line. `run` names a demo to resume: what it trained is not trained again.
+
+    Raises ConfigError for an unknown protocol or recipe.
+    """
     if protocol_name not in PROTOCOLS:
         raise ConfigError(f"protocol={protocol_name!r} is unknown; pass --protocol with one of {sorted(PROTOCOLS)}")
-    run_name = f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    run_name = run or f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     folder = (output or Path("runs")) / run_name
     if dry_run:
         print(f"would train {recipe_name}, start and stop three local clusters, and write {folder}/")

@@ -63,7 +63,9 @@ class Protocol:
 
 QUICK = Protocol("quick", 3.0, 1.0, (1, 2, 3), 4, (0.050,), 4.0, 3, 2.0)
 FULL = Protocol("full", 20.0, 3.0, (1, 2, 3), 5, (0.050, 0.025), 20.0, 5, 8.0)
-PROTOCOLS = {p.name: p for p in (QUICK, FULL)}
+SMOKE = Protocol("smoke", 0.5, 0.2, (1,), 1, (0.050,), 0.5, 1, 0.5)
+"""Proves that every part works; its figures mean nothing."""
+PROTOCOLS = {p.name: p for p in (QUICK, FULL, SMOKE)}
 
 
 @dataclass(frozen=True)
@@ -315,14 +317,3 @@ def summarise(figures: Figures) -> None:
     figures.error_rate = statistics.mean(float(r["error_rate"] or 0.0) for r in rounds)
     figures.core_s_per_million_equal_load = median("core_s_per_million") or 0.0
 
-
-def shortened(protocol: Protocol, factor: float) -> Protocol:
-    """The same protocol with every duration scaled: for tests and smoke runs, never for figures."""
-    return replace(
-        protocol,
-        name=f"{protocol.name}x{factor:g}",
-        step_s=protocol.step_s * factor,
-        warmup_s=protocol.warmup_s * factor,
-        equal_load_s=protocol.equal_load_s * factor,
-        closed_loop_s=protocol.closed_loop_s * factor,
-    )
