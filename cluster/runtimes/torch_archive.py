@@ -44,7 +44,7 @@ def save_pickle_free(program: ExportedProgram) -> bytes:
         raise ArtifactError(f"torch cannot save this program ({error!r}); make it of dense tensors alone") from error
     with zipfile.ZipFile(whole) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
-    # An id of this one save; left in, no two saves would be equal.
+    # A hash of the archive that torch wrote, which this one no longer is.
     entries.pop("archive/.data/serialization_id", None)
     # torch's reader wants the example inputs' entry to exist and takes an empty one for "none".
     entries[_SAMPLES] = b""
@@ -106,4 +106,6 @@ def _check_table(name: str, table: dict[str, Any]) -> None:
     for payload, meta in table["config"].items():
         raw = meta.get("use_pickle") is False and meta.get("tensor_meta")
         if not raw or not _TABLES[name].fullmatch(meta.get("path_name", "")):
-            raise ArtifactError(f"the torch archive wants {payload[:120]!r} unpickled ({name}); export the variant without it")
+            raise ArtifactError(
+                f"the torch archive wants {payload[:120]!r} unpickled ({name}); export the variant without it"
+            )
