@@ -56,6 +56,6 @@ def test_there_is_a_bucket_edge_near_every_bound_that_people_set(bound_ms: float
 
 
 def test_a_local_cluster_runs_with_the_same_values_as_kubernetes() -> None:
-    local = serve_environment(ha_proxy=True, temp_dir="/tmp/x", ports=[1, 2])
+    local = serve_environment(ha_proxy=True, temp_dir="/tmp/x", ports=list(range(20001, 20021)))
     assert throughput_environment().items() <= local.items()
     assert serve_environment(ha_proxy=False, temp_dir="/tmp/x", ports=[]) == RAY_ENVIRONMENT
