@@ -147,7 +147,7 @@ def fit(
         ),
     )
     try:
-        trainer.fit()
+        _in_thread(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise TrainingFailed(
             f"run {run_name!r} failed: {error}; its checkpoints are in {folder}, the same name goes on from there"
@@ -169,6 +169,25 @@ def _claim(folder: Path, config: TrainConfig) -> None:
         config.require_same_run(_read(path), where=f"run {folder.name!r} in {folder.parent}")
     else:
         _write_json(path, config.model_dump(mode="json"))
+
+
+def _in_thread(run: Callable[[], object]) -> None:
+    """Run to the end, or raise what it raised. Ctrl-C interrupts the wait, as a caller expects: in the main thread Ray
+    Train would take SIGINT for itself, keep it after the run, and end the process without a word."""
+    raised: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            run()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if raised:
+        raise raised[0]
 
 
 def load_run(run_name: str, storage_path: Path) -> tuple[CNN, TrainConfig]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cluster import manifests
 from cluster.artifacts import ArtifactStore, default_store
 from cluster.control.planner import choose
 from cluster.control.serve_config import serve_config, to_yaml
@@ -100,6 +101,7 @@ def train_and_compress(
         with LocalCluster(f"{run_name}-train", ha_proxy=False, num_cpus=workers + 1) as cluster:
             try:
                 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+                signal.signal(signal.SIGTERM, _terminated)  # ray.init took it
                 result = job.fit(
                     config,
                     run_name=run_name,
@@ -189,6 +191,8 @@ def main(
     plan = choose(variants, profiles, model_name=MODEL_NAME, store=store.root)
     config_path = folder / "serve-config.yaml"
     config_path.write_text(to_yaml(serve_config(plan, http_host="0.0.0.0", http_port=8000)))
+    (folder / "plan.json").write_text(plan.model_dump_json(indent=2))
+    (folder / "ray-service.yaml").write_text(manifests.to_yaml(manifests.render_ray_service(plan)))
     comparison = before_and_after(plan, variants, store, run_name, protocol_name, stages)
     report = DemoReport(
         run_name=run_name,
@@ -206,7 +210,10 @@ def main(
         print(json.dumps(report.as_dict(), indent=2))
     else:
         print_tables(report, console)
-        console.print(f"report        {written}\nServe config  {config_path}\n              serve deploy {config_path}")
+        console.print(
+            f"report        {written}\nKubeRay       {folder / 'ray-service.yaml'}\nServe config  {config_path}\n"
+            f"              serve deploy {config_path}"
+        )
 
 
 def _terminated(signum: int, frame: object) -> None:
