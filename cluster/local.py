@@ -29,6 +29,7 @@ from typing import Any
 import httpx
 import psutil
 
+from cluster.control.serve_env import RAY_ENVIRONMENT, throughput_environment
 from cluster.errors import ClusterError, ConfigError
 from cluster.local_supervisor import end_processes
 
@@ -90,15 +91,12 @@ def free_ports(count: int) -> list[int]:
 
 def serve_environment(*, ha_proxy: bool, temp_dir: str, ports: list[int]) -> dict[str, str]:
     """Environment of Ray and Serve: the throughput-optimised path with a HAProxy of our own, or Ray's defaults."""
-    base = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
     if not ha_proxy:
-        return base
+        return dict(RAY_ENVIRONMENT)
     proxy = f"{temp_dir}/ha"  # short: HAProxy appends a node id, and takes socket paths of 97 bytes at most
     # A replica's own port must never have been another cluster's: HAProxy keeps sending to the ports it knows.
     first = 20_000 + secrets.randbelow(60) * 200
-    return base | {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    return throughput_environment() | {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{proxy}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{proxy}/admin.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": proxy,
@@ -112,8 +110,6 @@ def serve_environment(*, ha_proxy: bool, temp_dir: str, ports: list[int]) -> dic
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 99),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first + 100),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + 199),
-        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": "0.5,1,2,5,10,20,35,50,75,100,200,500,1000,5000",
     }
 
 

@@ -22,14 +22,24 @@ from typing import Any
 
 import psutil
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _GRACE_S = 4.0
 
 
+def _prctl(option: int, value: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
 def become_subreaper() -> None:
     """Linux: orphans below this process are handed to it and not to init."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """Linux: this process ends when the one that started it does, also by kill -9."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def reap() -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from cluster.artifacts import ArtifactStore
 from cluster.errors import InferenceFailed
 from cluster.hardware import fingerprint
+from cluster.local_supervisor import die_with_parent
 from cluster.profiles import Profile
 from cluster.runtimes import RuntimeConfig, load_runtime
 from cluster.tensors import NUMPY_OF_DATATYPE
@@ -132,4 +133,5 @@ def _profile_here(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    die_with_parent()
     print(json.dumps(_profile_here(json.loads(sys.argv[1]))))
