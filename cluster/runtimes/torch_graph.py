@@ -1,8 +1,8 @@
 """The graph of a torch.export archive as JSON -> the same JSON, proved to be nothing but tensor arithmetic.
 
 torch rebuilds Python source from this JSON and runs it: a size's expression goes through sympy's `eval`, guards and
-arguments' names are pasted into code, an operator is looked up from `torch` downward (only torch's own later check keeps
-"torch.os.system" out), and some of ATen's make files. So what may stand here is listed, and the rest is refused:
+arguments' names are pasted into code, an operator is looked up from `torch` downward (only a later check of torch's own
+keeps "torch.os.system" out), and some of ATen's make files. So what may stand here is listed, and the rest is refused:
 operators of ATen that touch no file, expressions built from sympy's own constructors, containers of Python's own, and
 otherwise plain names.
 """

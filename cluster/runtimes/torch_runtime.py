@@ -55,7 +55,8 @@ class TorchRuntime:
         try:
             with torch.inference_mode():
                 # Copies both ways: a graph may write to its input, or return it, or return one of its own constants.
-                made = self._module(*(torch.tensor(inputs[spec.name]) for spec in self._inputs))
+                copies = [np.array(inputs[spec.name], order="C") for spec in self._inputs]
+                made = self._module(*map(torch.from_numpy, copies))
                 outputs = made if isinstance(made, tuple | list) else (made,)
                 arrays = [np.array(output.numpy(), order="C") for output in outputs]
         except Exception as error:

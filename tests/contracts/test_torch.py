@@ -1,0 +1,39 @@
+"""The torch runtime keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from cluster.runtimes import Runtime
+from cluster.runtimes.torch_archive import save_pickle_free
+from tests.contracts.runtime_contract import RuntimeContract, eager, model, pictures
+from train_jobs.export import to_torch_archive
+
+__all__ = ["eager", "model", "pictures"]  # fixtures
+
+
+@pytest.fixture(autouse=True)
+def _thread_count_restored() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class TestTorch(RuntimeContract):
+    runtime = "torch"
+    format = "torch_export"
+    file = "model.pt2"
+
+    def export_model(self, model: nn.Module) -> bytes:
+        return to_torch_archive(model)
+
+    def export_module(self, module: nn.Module, example: torch.Tensor) -> bytes:
+        shapes = ({0: torch.export.Dim("batch", min=1)},)
+        return save_pickle_free(torch.export.export(module.eval(), (example,), dynamic_shapes=shapes))
+
+    def threads_of(self, runtime: Runtime) -> int:
+        return torch.get_num_threads()
