@@ -1,0 +1,165 @@
+"""A variant's id is its content's: stable, and blind to what does not belong to the content."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import hashlib
+import json
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from cluster import variants
+from cluster.errors import ArtifactError
+from cluster.variants import Accuracy, ArtifactFile, Pass, TensorSpec, Variant
+
+IMAGE = TensorSpec(name="image", datatype="UINT8", shape=(-1, 1, 28, 28))
+LOGITS = TensorSpec(name="logits", datatype="FP32", shape=(-1, 10))
+MODEL = ArtifactFile(path="model.onnx", sha256="ab" * 32, size_bytes=7)
+ACCURACY = Accuracy(value=0.9, correct=9, total=10, interval=(0.6, 0.99), dataset="digits", runtime="onnxruntime")
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(),
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(), below, max_size=3),
+    max_leaves=8,
+)
+
+
+def make(**fields: Any) -> Variant:
+    given_fields = {"name": "cnn/fp32", "family": "cnn", "format": "onnx", "files": (MODEL,), "inputs": (IMAGE,),
+                    "outputs": (LOGITS,), "created_at": "2026-01-01T00:00:00+00:00"}  # fmt: skip
+    return Variant.model_validate(given_fields | fields)
+
+
+def test_the_docstrings_example_is_true() -> None:
+    found = doctest.testmod(variants)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+def test_the_id_never_changes() -> None:
+    """Stores on disk are full of these: a change here makes all of them unreadable, so raise SCHEMA_VERSION with it."""
+    content = (
+        '{"family":"cnn","files":[{"path":"model.onnx","sha256":"' + "ab" * 32 + '","size_bytes":7}],"format":"onnx",'
+        '"inputs":[{"datatype":"UINT8","name":"image","shape":[-1,1,28,28]}],"labels":["caf\\u00e9"],'
+        '"outputs":[{"datatype":"FP32","name":"logits","shape":[-1,10]}],"parent_id":"0123456789abcdef",'
+        '"passes":[{"name":"quantize","params":{"bits":8,"ratio":0.5}}],"preprocessing":"","schema_version":1}'
+    )
+    passes = (Pass(name="quantize", params={"ratio": 0.5, "bits": 8}),)
+    made = make(parent_id="0123456789abcdef", passes=passes, labels=("café",))
+    assert made.id == hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def test_the_id_is_the_same_in_another_process() -> None:
+    code = (
+        "from tests.unit.cluster.test_variants import make, Pass\n"
+        "print(make(passes=(Pass(name='p', params={'b': {'x': 1, 'y': 2}, 'a': 0.1}),)).id)"
+    )
+    ours = make(passes=(Pass(name="p", params={"a": 0.1, "b": {"y": 2, "x": 1}}),)).id
+    for seed in ("1", "2"):
+        env = {"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+        assert done.stdout.strip() == ours
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "other"}, {"accuracy": ACCURACY}, {"provenance": {"by": "me"}}, {"created_at": "2030"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_id_is_blind_to_what_is_said_about_the_content(change: dict[str, Any]) -> None:
+    assert make(**change).id == make().id
+    assert make().model_copy(update=change).id == make().id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"family": "lstm"},
+        {"parent_id": "00" * 8},
+        {"passes": (Pass(name="prune"),)},
+        {"format": "torch_export"},
+        {"files": ()},
+        {"files": (MODEL.model_copy(update={"sha256": "cd" * 32}),)},
+        {"inputs": (IMAGE.model_copy(update={"shape": (-1, 3, 28, 28)}),)},
+        {"outputs": (LOGITS.model_copy(update={"name": "scores"}),)},
+        {"labels": ("cat", "dog")},
+        {"preprocessing": "none"},
+        {"schema_version": 2},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_id_follows_the_content(change: dict[str, Any]) -> None:
+    assert make(**change).id != make().id
+    original = make()
+    assert original.id == make().id  # hashed before the copy is made, which must not carry it over
+    assert original.model_copy(update=change).id == make(**change).id
+
+
+@settings(deadline=None)
+@given(params=st.dictionaries(st.text(), json_values, max_size=4), labels=st.lists(st.text(), max_size=3))
+def test_a_trip_through_json_changes_nothing(params: dict[str, Any], labels: list[str]) -> None:
+    before = make(passes=(Pass(name="p", params=params),), labels=tuple(labels), accuracy=ACCURACY)
+    data = json.loads(json.dumps(before.model_dump(mode="json")))
+    assert data.pop("id") == before.id
+    after = Variant.model_validate(data)
+    assert after.id == before.id
+    assert after == before
+
+
+def test_copies_and_hashing_do_not_disturb_equality() -> None:
+    first, second = make(), make()
+    assert first.id
+    assert first == second, "one has been hashed and the other not"
+    assert copy.copy(first) == copy.deepcopy(first) == pickle.loads(pickle.dumps(first)) == second
+
+
+def test_it_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        make().name = "other"
+    with pytest.raises(ValidationError, match="frozen"):
+        MODEL.size_bytes = 8
+
+
+@pytest.mark.parametrize("each", [Variant, TensorSpec, ArtifactFile, Pass, Accuracy])
+def test_fields_that_nobody_declared_are_refused(each: type[Variant]) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        each.model_validate({"surprise": 1})
+
+
+@pytest.mark.parametrize(
+    ("each", "fields"),
+    [
+        (TensorSpec, {"name": "x", "datatype": "FLOAT", "shape": (1,)}),
+        (TensorSpec, {"name": "x", "datatype": "FP32", "shape": (-2,)}),
+        (ArtifactFile, {"path": "../model.onnx", "sha256": "ab" * 32, "size_bytes": 1}),
+        (ArtifactFile, {"path": "model.onnx\n", "sha256": "ab" * 32, "size_bytes": 1}),
+        (ArtifactFile, {"path": "model.onnx", "sha256": "../../etc/passwd", "size_bytes": 1}),
+        (ArtifactFile, {"path": "model.onnx", "sha256": "AB" * 32, "size_bytes": 1}),
+        (ArtifactFile, {"path": "model.onnx", "sha256": "ab" * 32, "size_bytes": -1}),
+    ],
+)
+def test_values_out_of_range_are_refused(each: type[Any], fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        each.model_validate(fields)
+
+
+def test_the_size_is_that_of_all_files_and_the_model_is_the_one_called_so() -> None:
+    weights = ArtifactFile(path="weights.safetensors", sha256="cd" * 32, size_bytes=5)
+    both = make(files=(weights, MODEL))
+    assert both.size_bytes == 12
+    assert both.model_file == MODEL
+
+
+@pytest.mark.parametrize("names", [(), ("weights.bin",), ("model.onnx", "model.pt2"), ("sub/model.onnx",)])
+def test_not_exactly_one_model_file_is_an_error(names: tuple[str, ...]) -> None:
+    files = tuple(MODEL.model_copy(update={"path": name}) for name in names)
+    with pytest.raises(ArtifactError, match=r"must have one"):
+        _ = make(files=files).model_file
