@@ -1,12 +1,12 @@
 """Requests -> batches, formed at the moment the executor frees: no fixed wait, so an idle server answers at once.
 
 The event loop owns the queue; one executor thread runs the model. A batch leaves the queue by priority, then earliest
-deadline, then arrival. What can go wrong with one request (its client leaves, its time runs out, the model chokes on it)
-stays with that request: see `_settle`, and the halving in `_outcomes`.
+deadline, then arrival. What can go wrong with one request (its client leaves, its time runs out, the model chokes on
+it) stays with that request: see `_settle`, and the halving in `_outcomes`.
 
-A request of more rows than `max_batch_size` is executed in pieces of that many rows. Only one piece waits at a time, and
-each further one queues up where a new request with the same wishes would: whoever waits at that moment goes first, so a
-request of ten thousand pictures costs its neighbours one piece per round and not all of them in a row.
+A request of more rows than `max_batch_size` is executed in pieces of that many rows. Only one piece waits at a time,
+and each further one queues up where a new request with the same wishes would: whoever waits at that moment goes first,
+so a request of ten thousand pictures costs its neighbours one piece per round and not all of them in a row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
@@ -187,7 +186,8 @@ class Batcher:
         self._jobs.put(None)
 
     def _push(self, request: _Request, order_by: float) -> None:
-        """Queue up, ordered as if `order_by` were the deadline. Tuples are compared in C, and never reach the request."""
+        """Queue up, ordered as if `order_by` were the deadline."""
+        # Tuples are compared in C, and their numbers differ: a comparison never gets to the request.
         heapq.heappush(self._queue, (request.priority, order_by, next(self._numbers), request))
         if request.deadline < self._due:
             self._wake_at(request.deadline)
@@ -200,7 +200,7 @@ class Batcher:
         self._timer = None if due == math.inf else self._loop.call_later(max(0.0, due - self._clock()), self._sweep)
 
     def _sweep(self) -> None:
-        """Settle what expired while the executor was busy, forget what was cancelled, and wake for the next deadline."""
+        """Settle what expired while the executor was busy, forget what was cancelled, wake for the next deadline."""
         now = self._clock()
         self._queue = [entry for entry in self._queue if not self._is_over(entry[3], now)]
         heapq.heapify(self._queue)
@@ -283,8 +283,8 @@ class Batcher:
             self._settle(request, outcome)
 
     def _goes_on(self, request: _Request, outcomes: list[Outputs | SluiceError]) -> bool:
-        """Queue the next piece, unless the request is over."""
-        if isinstance(outcomes[0], SluiceError) or request.future.done():
+        """Queue the next piece, unless this one failed. (If its client left, `_take` drops it.)"""
+        if isinstance(outcomes[0], SluiceError):
             return False
         if self._closed:
             outcomes[0] = NotReady("this replica is shutting down; send the request again")
@@ -319,8 +319,10 @@ def _work(jobs: SimpleQueue[_Job | None], loop: asyncio.AbstractEventLoop) -> No
         batch, done = job
         started = time.perf_counter()
         outcomes = _outcomes(batch)
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
+        try:
             loop.call_soon_threadsafe(done, batch, outcomes, time.perf_counter() - started)
+        except RuntimeError:  # the loop is closed: nobody waits, nor ever will
+            return
         del job, batch, done, outcomes  # while it waits it must not keep tensors alive
 
 

@@ -1,0 +1,87 @@
+"""A model that runs one batch each time the test says so, and a Batcher that tells when a batch has been dealt with."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_apps.batcher import Arrays, Batcher, Outputs
+
+_PATIENCE_S = 20.0
+
+
+async def until(predicate: Callable[[], object]) -> None:
+    """Let the loop turn until it holds; fail the test if it never does."""
+    end = time.monotonic() + _PATIENCE_S
+    while not predicate():
+        assert time.monotonic() < end, "the awaited state never came"
+        await asyncio.sleep(0.0002)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(test)
+
+
+def rows(*values: int) -> dict[str, NDArray[np.generic]]:
+    """Inputs whose rows are these numbers."""
+    return {"x": np.array(values, dtype=np.int64)}
+
+
+class GatedModel:
+    """y = 10 x, once per permit. `spoil` is called with the rows first: it may raise, or return (other outputs,)."""
+
+    def __init__(self, spoil: Callable[[list[int]], Any] = lambda rows: None) -> None:
+        self.spoil = spoil
+        self.calls: list[list[int]] = []
+        self.waiting = False
+        self.open = False
+        self._permits = threading.Semaphore(0)
+
+    def __call__(self, inputs: Arrays) -> Outputs:
+        x = inputs["x"]
+        self.calls.append(x.reshape(len(x), -1)[:, 0].tolist())
+        if not self.open:
+            self.waiting = True
+            self._permits.acquire()
+            self.waiting = False
+        other = self.spoil(self.calls[-1])
+        return {"y": x * 10} if other is None else other[0]
+
+    def permit(self) -> None:
+        self.waiting = False
+        self._permits.release()
+
+    def stay_open(self) -> None:
+        self.open = True
+        self._permits.release(1)
+
+
+class WatchedBatcher(Batcher):
+    """Counts the batches whose outcomes have been handed out."""
+
+    handled = 0
+
+    def _done(self, *args: Any) -> None:
+        super()._done(*args)
+        self.handled += 1
+
+
+async def step(model: GatedModel, batcher: WatchedBatcher) -> None:
+    """Let the batch that is being executed finish (with its retries, if it fails); the next one is then at the gate."""
+    before = batcher.handled
+    while batcher.handled == before:
+        await until(lambda: model.waiting or batcher.handled > before)
+        if batcher.handled == before:
+            model.permit()
+    await at_gate(model, batcher)
+
+
+async def at_gate(model: GatedModel, batcher: WatchedBatcher) -> None:
+    """The executor stands before the model with the current batch, or is idle."""
+    await until(lambda: model.waiting or not batcher._busy)
