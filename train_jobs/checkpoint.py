@@ -44,7 +44,8 @@ def load(folder: Path) -> dict[str, Any] | None:
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        raise TrainingFailed(f"{path} is no checkpoint ({error}); delete it to start anew") from error
+        # Only its type: torch's own text advises to load the file without weights_only, which would run what is in it.
+        raise TrainingFailed(f"{path} is no checkpoint ({type(error).__name__}); delete it to start anew") from error
     if not isinstance(state, dict):
         raise TrainingFailed(f"{path} holds a {type(state).__name__}, not a checkpoint; delete it to start anew")
     return state

@@ -1,4 +1,5 @@
-"""Trained model -> measured variants. Accuracy is that of the graph in the runtime that will serve it, full test set."""
+"""Trained model -> measured variants. Accuracy is that of the graph in the runtime that will serve it, on the full test
+set; each variant is compared with its parent on the same pictures."""
 
 from __future__ import annotations
 
@@ -8,16 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save
-from torch import nn
 
-from cluster import stats
+from cluster import hardware, stats
 from cluster.artifacts import ANYTHING, ArtifactStore
 from cluster.runtimes import RuntimeConfig, load_runtime
+from cluster.runtimes.base import RuntimeName
 from cluster.variants import Accuracy, Pass, Variant
+from train_jobs import datasets
 from train_jobs.compression.quantize import QuantizeConfig, quantize
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import PictureDataset
 from train_jobs.export import INPUT, output_spec, to_onnx, to_torch_archive
+from train_jobs.models import CNN
 
 MAX_DROP = 0.005
 """Default relative floor: at most half a point below the parent."""
@@ -61,59 +64,69 @@ def judge(
     )
 
 
+class _Bench:
+    """Stores variants of one model, measures each in its runtime, and remembers what each got right."""
+
+    def __init__(self, store: ArtifactStore, dataset: PictureDataset, notify: Callable[[str], None]) -> None:
+        self._store = store
+        self._dataset = dataset
+        self._notify = notify
+        self._correct: dict[str, NDArray[np.bool_]] = {}
+
+    def add(self, variant: Variant, files: dict[str, bytes], runtime: RuntimeName) -> Variant:
+        """Store and measure; the name points at the variant once its accuracy is known, never before."""
+        stored = self._store.put(variant, files)
+        correct = correct_flags(self._store, stored, self._dataset, RuntimeConfig(name=runtime))
+        self._correct[stored.id] = correct
+        parent = self._correct[stored.parent_id] if stored.parent_id else None
+        accuracy = judge(correct, self._dataset, runtime=runtime, parent=parent)
+        stored = self._store.put(stored.model_copy(update={"accuracy": accuracy}), files)
+        self._store.set_ref(stored.name, stored.id, expected=ANYTHING)
+        verdict = f", {accuracy.verdict} within {MAX_DROP:.1%} of its parent" if accuracy.verdict else ""
+        self._notify(
+            f"{stored.name}: {accuracy.value:.4f} on {accuracy.total} test pictures{verdict}, "
+            f"{stored.size_bytes:,} bytes"
+        )
+        return stored
+
+
 def build_variants(
-    store: ArtifactStore, model: nn.Module, config: TrainConfig, dataset: PictureDataset, *,
+    store: ArtifactStore, model: CNN, config: TrainConfig, dataset: PictureDataset, *,
     quantization: QuantizeConfig | None = None, notify: Callable[[str], None] = lambda line: None,
 ) -> list[Variant]:  # fmt: skip
     """torch fp32, ONNX fp32 and ONNX int8, measured, stored and named "<recipe>/...". The ONNX fp32 graph descends
-    from the torch program, the int8 graph from the ONNX one; each is compared with its parent on the same pictures."""
+    from the torch program, the int8 graph from the ONNX one.
+
+    Raises ConfigError if the data set is not the one that the model was trained on.
+    """
+    datasets.require(dataset, config.dataset)
     quantization = quantization or QuantizeConfig()
     common: dict[str, Any] = {
         "family": config.family,
         "inputs": (INPUT,),
         "outputs": (output_spec(len(dataset.labels)),),
         "labels": dataset.labels,
-        "preprocessing": "uint8 0..255 -> /255, normalised; inside the graph",
-        "provenance": {"config": config.model_dump(mode="json"), "dataset": dataset.name},
+        "preprocessing": model.preprocess.describe(),
+        "provenance": {
+            "config": config.model_dump(mode="json"),
+            "dataset": {"name": dataset.name, "test_sha256": dataset.test_sha256},
+            "made_on": hardware.fingerprint(),
+        },
     }
-    torch_config, onnx_config = RuntimeConfig(name="torch"), RuntimeConfig(name="onnxruntime")
-
-    def measured(
-        variant: Variant, files: dict[str, bytes], runtime: RuntimeConfig, parent: NDArray[np.bool_] | None
-    ) -> tuple[Variant, NDArray[np.bool_]]:
-        stored = store.put(variant, files)
-        correct = correct_flags(store, stored, dataset, runtime)
-        accuracy = judge(correct, dataset, runtime=runtime.name, parent=parent)
-        stored = store.put(stored.model_copy(update={"accuracy": accuracy}), files)
-        store.set_ref(stored.name, stored.id, expected=ANYTHING)
-        notify(f"{stored.name}: {accuracy.value:.4f} on {accuracy.total} test pictures, {stored.size_bytes:,} bytes")
-        return stored, correct
-
+    bench = _Bench(store, dataset, notify)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    eager, eager_correct = measured(
+    eager = bench.add(
         Variant(name=f"{config.recipe}/fp32-torch", format="torch_export", passes=(Pass(name="train"),), **common),
         {"model.pt2": to_torch_archive(model), "weights.safetensors": save(weights)},
-        torch_config,
-        None,
+        "torch",
     )
     graph = to_onnx(model)
-    onnx, onnx_correct = measured(
-        Variant(
-            name=f"{config.recipe}/fp32", format="onnx", parent_id=eager.id, passes=(Pass(name="export_onnx"),), **common
-        ),
-        {"model.onnx": graph},
-        onnx_config,
-        eager_correct,
+    fp32 = Variant(
+        name=f"{config.recipe}/fp32", format="onnx", parent_id=eager.id, passes=(Pass(name="export_onnx"),), **common
     )
+    fp32 = bench.add(fp32, {"model.onnx": graph}, "onnxruntime")
     # Calibration pictures come from the training set; the test set judges and nothing else.
     quantized = quantize(graph, dataset.x_train, quantization, input_name=INPUT.name, shape=INPUT.shape)
-    int8, _ = measured(
-        Variant(
-            name=f"{config.recipe}/int8", format="onnx", parent_id=onnx.id,
-            passes=(Pass(name="quantize_static_int8", params=quantization.model_dump(mode="json")),), **common,
-        ),  # fmt: skip
-        {"model.onnx": quantized},
-        onnx_config,
-        onnx_correct,
-    )
-    return [eager, onnx, int8]
+    step = Pass(name="quantize_static_int8", params=quantization.model_dump(mode="json"))
+    int8 = Variant(name=f"{config.recipe}/int8", format="onnx", parent_id=fp32.id, passes=(step,), **common)
+    return [eager, fp32, bench.add(int8, {"model.onnx": quantized}, "onnxruntime")]

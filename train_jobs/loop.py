@@ -22,7 +22,7 @@ from cluster.errors import TrainingFailed
 from train_jobs import datasets
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import PictureDataset
-from train_jobs.models import build_model
+from train_jobs.models import CNN, build_model
 from train_jobs.parallel.shards import batches, mirrored, seed_noise
 from train_jobs.parallel.workers import Workers
 
@@ -52,7 +52,7 @@ class Progress:
 class TrainResult:
     """The model with its best weights, and one Progress per epoch."""
 
-    model: nn.Module
+    model: CNN
     history: list[Progress] = field(default_factory=list)
     resumed_from_epoch: int = 0
 
@@ -118,8 +118,8 @@ def _schedule(
 def correct(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 512) -> int:
     """How many pictures the model gets right."""
     model.eval()
-    parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
-    return sum(int((model(picture).argmax(1) == label).sum()) for picture, label in parts)
+    starts = range(0, len(x), batch_size)
+    return sum(int((model(x[i : i + batch_size]).argmax(1) == y[i : i + batch_size]).sum()) for i in starts)
 
 
 def train(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections.abc import Callable
@@ -40,6 +41,11 @@ class PictureDataset:
     x_test: NDArray[np.uint8]
     y_test: NDArray[np.int64]
     labels: tuple[str, ...]
+
+    @property
+    def test_sha256(self) -> str:
+        """Hash of the test pictures and labels: which ones exactly an accuracy was measured on."""
+        return hashlib.sha256(self.x_test.tobytes() + self.y_test.tobytes()).hexdigest()
 
 
 def load(name: str, *, notify: Callable[[str], None] | None = None) -> PictureDataset:
@@ -89,8 +95,11 @@ def _from_files(name: str, folder: Path) -> PictureDataset:
         pictures, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
         if pictures.shape[1:] != (28, 28) or labels.shape != (len(pictures),):
             raise DataUnavailable(
-                f"{folder}: {part} pictures {pictures.shape} and labels {labels.shape} do not belong together"
+                f"{folder}: {part} pictures {pictures.shape} and labels {labels.shape} do not belong together; "
+                "fetch them again"
             )
+        if labels.max(initial=0) >= len(_DIGITS):
+            raise DataUnavailable(f"{folder}: {part} has label {labels.max()}; there are 10 classes; fetch it again")
     return PictureDataset(
         name=name,
         source=str(folder),

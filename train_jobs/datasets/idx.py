@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.errors import DataUnavailable
+
+_MOST_DIMENSIONS = 4
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -24,6 +27,6 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     dimensions = data[3]
     header = 4 + 4 * dimensions
     shape = struct.unpack(f">{dimensions}I", data[4:header]) if len(data) >= header else ()
-    if len(data) - header != int(np.prod(shape, dtype=np.int64)):
+    if dimensions > _MOST_DIMENSIONS or len(data) - header != math.prod(shape):
         raise DataUnavailable(f"{path} says shape {shape} and holds {len(data) - header} bytes; fetch it again")
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape).copy()

@@ -1,0 +1,156 @@
+"""int8: per channel, calibrated on the pictures it was given, smaller, and nearly as right as its parent."""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from cluster.errors import InvalidRequest
+from train_jobs.compression.quantize import QuantizeConfig, narrow_convolutions, quantize
+from train_jobs.datasets import PictureDataset
+from train_jobs.export import INPUT, to_onnx
+from train_jobs.loop import TrainResult
+
+
+@pytest.fixture(scope="module")
+def fp32(trained: TrainResult) -> bytes:
+    return to_onnx(trained.model)
+
+
+def quantized(fp32: bytes, pictures: NDArray[np.uint8], **settings: Any) -> bytes:
+    return quantize(fp32, pictures, QuantizeConfig(**settings), input_name=INPUT.name, shape=INPUT.shape)
+
+
+@pytest.fixture(scope="module")
+def int8(fp32: bytes, digits: PictureDataset) -> bytes:
+    return quantized(fp32, digits.x_train)
+
+
+def labels(graph: bytes, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return np.asarray(np.argmax(session.run(None, {"image": pictures})[0], axis=1))
+
+
+class Weights:
+    """The kernels of a quantized graph: values, scales, and along which axis the scales run."""
+
+    def __init__(self, graph: bytes) -> None:
+        self.model = onnx.load(io.BytesIO(graph))
+        self.constants = {t.name: numpy_helper.to_array(t) for t in self.model.graph.initializer}
+        self.by_layer: list[tuple[NDArray[np.int8], NDArray[np.float32], int]] = []
+        for node in self.model.graph.node:
+            if node.op_type == "DequantizeLinear" and node.input[0] in self.constants:
+                values, scales = self.constants[node.input[0]], self.constants[node.input[1]]
+                if values.dtype == np.int8:
+                    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+                    self.by_layer.append((values, scales, axis))
+
+    def activation_scales(self) -> list[float]:
+        return [
+            float(self.constants[node.input[1]])
+            for node in self.model.graph.node
+            if node.op_type == "QuantizeLinear" and node.input[1] in self.constants
+        ]
+
+
+def test_every_output_channel_has_a_scale_of_its_own(int8: bytes) -> None:
+    layers = Weights(int8).by_layer
+    assert sorted(values.shape for values, _, _ in layers) == sorted(
+        [(64, 32, 3, 3), (64, 64, 3, 3), (64, 576), (10, 64)]
+    )
+    for values, scales, axis in layers:
+        assert axis == 0, "the output channel"
+        assert scales.shape == (values.shape[0],)
+        assert len(np.unique(scales)) > 1
+
+
+def test_the_scales_are_the_channels_own_ranges(int8: bytes, fp32: bytes) -> None:
+    originals = {t.dims[0] * 1000 + len(t.dims): numpy_helper.to_array(t)
+                 for t in onnx.load(io.BytesIO(fp32)).graph.initializer if list(t.dims) == [64, 64, 3, 3]}  # fmt: skip
+    (original,) = originals.values()
+    values, scales, _ = next(layer for layer in Weights(int8).by_layer if layer[0].shape == (64, 64, 3, 3))
+    restored = values * scales[:, None, None, None]
+    assert np.all(np.abs(restored - original) <= 0.5 * scales[:, None, None, None] + 1e-7)
+
+
+def test_weights_keep_to_seven_bits(int8: bytes, fp32: bytes, digits: PictureDataset) -> None:
+    assert all(np.abs(values).max() <= 64 for values, _, _ in Weights(int8).by_layer)
+    eight = Weights(quantized(fp32, digits.x_train, reduce_range=False)).by_layer
+    assert max(np.abs(values).max() for values, _, _ in eight) > 64
+
+
+def test_per_tensor_is_told_apart(fp32: bytes, digits: PictureDataset) -> None:
+    layers = Weights(quantized(fp32, digits.x_train, per_channel=False)).by_layer
+    assert all(scales.shape == () for _, scales, _ in layers)
+
+
+def test_the_first_convolution_stays_fp32_unless_told_otherwise(
+    int8: bytes, fp32: bytes, digits: PictureDataset
+) -> None:
+    kernels = [t for t in onnx.load(io.BytesIO(int8)).graph.initializer if list(t.dims) == [32, 1, 3, 3]]
+    assert [t.data_type for t in kernels] == [onnx.TensorProto.FLOAT]
+    everything = Weights(quantized(fp32, digits.x_train, min_input_channels=1)).by_layer
+    assert (32, 1, 3, 3) in [values.shape for values, _, _ in everything]
+
+
+def test_narrow_convolutions_are_found_by_their_kernels(fp32: bytes) -> None:
+    model = onnx.load(io.BytesIO(fp32))
+    assert len(narrow_convolutions(model, 4)) == 1
+    assert len(narrow_convolutions(model, 33)) == 2
+    assert narrow_convolutions(model, 1) == []
+
+
+def test_it_is_smaller_and_agrees_with_its_parent(int8: bytes, fp32: bytes, digits: PictureDataset) -> None:
+    assert len(int8) < 0.4 * len(fp32)
+    agree = np.mean(labels(int8, digits.x_test) == labels(fp32, digits.x_test))
+    assert agree > 0.97
+
+
+def test_the_activations_are_calibrated_on_the_pictures_given(fp32: bytes, digits: PictureDataset) -> None:
+    real = Weights(quantized(fp32, digits.x_train)).activation_scales()
+    black = Weights(quantized(fp32, np.zeros_like(digits.x_train))).activation_scales()
+    assert len(real) == len(black) > 3
+    assert real[0] > 1.5 * black[0], "black pictures excite the first layers less"
+
+
+def test_only_the_first_samples_calibrate(fp32: bytes, digits: PictureDataset) -> None:
+    few = quantized(fp32, digits.x_train, samples=10)
+    assert Weights(few).activation_scales() == Weights(quantized(fp32, digits.x_train[:10])).activation_scales()
+    assert Weights(few).activation_scales() != Weights(quantized(fp32, digits.x_train)).activation_scales()
+
+
+@pytest.mark.parametrize("calibration", ["percentile", "entropy"])
+def test_every_calibration_makes_a_graph_that_works(fp32: bytes, digits: PictureDataset, calibration: str) -> None:
+    graph = quantized(fp32, digits.x_train, calibration=calibration, samples=128)
+    assert np.mean(labels(graph, digits.x_test) == labels(fp32, digits.x_test)) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        (np.zeros((5, 1, 32, 32), np.uint8), r"are uint8 \[5, 1, 32, 32\]; input 'image' takes uint8 \[-1, 1, 28, 28"),
+        (np.zeros((5, 28, 28), np.uint8), r"uint8 \[5, 28, 28\]"),
+        (np.zeros((5, 1, 28, 28), np.float32), r"are float32 \[5, 1, 28, 28\]"),
+        (np.zeros((0, 1, 28, 28), np.uint8), r"uint8 \[0, 1, 28, 28\].*at least one"),
+    ],
+)
+def test_pictures_that_do_not_fit_are_refused(fp32: bytes, pictures: NDArray[Any], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        quantized(fp32, pictures)
+
+
+def test_it_says_nothing_and_leaves_logging_as_it_was(
+    fp32: bytes, digits: PictureDataset, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = (logging.root.level, logging.root.manager.disable)
+    quantized(fp32, digits.x_train, samples=8)
+    assert (logging.root.level, logging.root.manager.disable) == before
+    assert capfd.readouterr() == ("", "")

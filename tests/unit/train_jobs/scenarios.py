@@ -1,0 +1,74 @@
+"""What a rank does in the tests of distributed training; a module of its own, so that each process imports little."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from train_jobs import loop
+from train_jobs.config import TrainConfig
+from train_jobs.datasets import PictureDataset
+
+CONFIG = TrainConfig(
+    recipe="parity", dataset="digits", epochs=3, batch_size=13, lr=2e-3, optimizer="adamw", weight_decay=0.01,
+    schedule="one_cycle", label_smoothing=0.1, flip=True, validation=0.1,
+)  # fmt: skip
+"""144 pictures in batches of 13: the last batch is one picture, so all workers but the first have none of it."""
+
+
+def curve(config: TrainConfig, dataset: PictureDataset, resume: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Train in float64; the losses, the accuracies, the weights, and the state after each epoch."""
+    torch.set_default_dtype(torch.float64)
+    states: list[dict[str, Any]] = []
+    try:
+        result = loop.train(config, dataset, resume=resume, on_epoch=lambda _, state: states.append(_frozen(state)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return {
+        "loss": [row.loss for row in result.history],
+        "accuracy": [row.val_accuracy for row in result.history],
+        "weights": result.model.state_dict(),
+        "states": states,
+    }
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    return [_frozen(item) for item in value] if isinstance(value, list) else value
+
+
+def diverge_on_the_last_rank(config: TrainConfig, dataset: PictureDataset) -> str:
+    """One worker meets a NaN in the last batch of an epoch, the others do not: what does each say?"""
+    steps = 0
+    true_loss = loop.F.cross_entropy
+
+    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        last = steps == 3
+        return true_loss(*args, **kwargs) * (float("nan") if last and dist.get_rank() == 1 else 1.0)
+
+    loop.F.cross_entropy = poisoned
+    try:
+        loop.train(config, dataset)
+    except loop.Diverged as error:
+        return str(error)
+    finally:
+        loop.F.cross_entropy = true_loss
+    return "no error"
+
+
+def several(config: TrainConfig, dataset: PictureDataset) -> dict[str, Any]:
+    """Three scenarios in one process group: starting one costs more than all of them."""
+    stopping = config.model_copy(update={"epochs": 12, "patience": 2, "lr": 1e-12, "schedule": "constant"})
+    whole_batches = config.model_copy(update={"batch_size": 48})
+    return {
+        "curve": curve(config, dataset),
+        "stopped": curve(stopping, dataset),
+        "diverged": diverge_on_the_last_rank(whole_batches, dataset),
+    }

@@ -1,0 +1,64 @@
+"""TrainConfig: overrides with errors that name the field, and which runs may go on."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from cluster.errors import ConfigError
+from train_jobs.config import TrainConfig
+from train_jobs.recipes import cnn_digits, cnn_fashion_mnist
+
+
+def test_overrides_are_typed_by_their_field() -> None:
+    config = cnn_fashion_mnist().with_overrides(
+        ["epochs=3", "lr=1e-2", "flip=false", "patience=", "dataset=mnist", "num_workers=1"]
+    )
+    assert (config.epochs, config.lr, config.flip, config.patience) == (3, 0.01, False, None)
+    assert (config.dataset, config.num_workers, config.batch_size) == ("mnist", 1, cnn_fashion_mnist().batch_size)
+
+
+@given(st.integers(1, 10**6), st.floats(1e-8, 1e3))
+def test_any_number_comes_through_as_it_was_written(epochs: int, lr: float) -> None:
+    config = cnn_digits().with_overrides([f"epochs={epochs}", f"lr={lr}"])
+    assert (config.epochs, config.lr) == (epochs, lr)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs", r"override 'epochs' is no field=value; fields: .*epochs.*lr"),
+        ("epoch=3", r"override 'epoch=3' is no field=value; fields: .*epochs"),
+        ("epochs=0", r"epochs=0 is not allowed: .*greater than or equal to 1"),
+        ("epochs=two", r"epochs='two' is not allowed: .*valid integer"),
+        ("lr=-1", r"lr=-1 is not allowed: .*greater than 0"),
+        ("lr=nan", r"lr='nan' is not allowed: .*finite"),
+        ("lr=.inf", r"lr=inf is not allowed: .*finite"),
+        ("lr=[", r"override 'lr=\[' has no readable value; write it as in YAML"),
+        ("dataset=cifar", r"dataset='cifar' is not allowed: .*'fashion-mnist', 'mnist' or 'digits'"),
+        ("optimizer=rmsprop", r"optimizer='rmsprop' is not allowed: .*'adam'"),
+        ("validation=0.5", r"validation=0.5 is not allowed: .*less than 0.5"),
+        ("seed=-1", r"seed=-1 is not allowed"),
+        ("recipe=a/b", r"recipe='a/b' is not allowed"),
+        ("num_workers=100", r"batch_size=32 leaves some of num_workers=100 without work; see --set"),
+    ],
+)
+def test_a_bad_override_says_what_is_wrong_with_it(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cnn_digits().with_overrides([override])
+
+
+def test_an_unknown_field_in_a_file_is_refused() -> None:
+    with pytest.raises(ValidationError, match="learning_rate"):
+        TrainConfig.model_validate({"recipe": "x", "learning_rate": 0.1})
+
+
+def test_a_run_goes_on_with_more_or_fewer_workers_and_nothing_else_changed() -> None:
+    config = cnn_digits()
+    config.with_overrides(["num_workers=4"]).require_same_run(config.model_dump(mode="json"), where="run 'a'")
+    with pytest.raises(ConfigError) as caught:
+        config.with_overrides(["lr=0.5", "epochs=99"]).require_same_run(config.model_dump(mode="json"), where="run 'a'")
+    assert "run 'a' was started with epochs=15, lr=0.003, now it is epochs=99, lr=0.5" in str(caught.value)
+    assert "--run" in str(caught.value)
