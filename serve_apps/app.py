@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ray.serve import Application
 
 from cluster.errors import ConfigError
 from cluster.runtimes.base import RuntimeConfig
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 
 class AppArgs(BaseModel):
@@ -16,22 +18,31 @@ class AppArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model_name: str = Field(default="classifier", pattern=r"^[A-Za-z0-9._-]+$")
-    store: str
+    model_name: str = Field(default="classifier", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    """A part of URLs as it is: no slash, nothing to encode, and no leading dot that clients would fold away."""
+    store: str = Field(min_length=1)
     """Path of the artifact store as the replicas see it."""
-    variant: str
+    variant: str = Field(min_length=1)
     """Variant id or name."""
     runtime: RuntimeConfig = RuntimeConfig()
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application. Raises ConfigError naming the wrong field."""
-    from serve_apps.deployment import ModelDeployment
-
+    """The application; it touches neither store nor variant. Raises ConfigError naming each wrong field."""
     try:
         parsed = AppArgs.model_validate(args)
     except ValidationError as error:
-        raise ConfigError(f"args of serve_apps.app:build are not valid: {error}") from error
+        wrong = []
+        for each in error.errors():
+            field = ".".join(map(str, each["loc"])) or "args"
+            value = "" if each["type"] == "missing" else f"={str(each['input'])[:80]!r}"
+            wrong.append(f"{field}{value}: {each['msg']}")
+        raise ConfigError(
+            f"args of serve_apps.app:build are not valid ({'; '.join(wrong)}); the fields are "
+            f"{', '.join(AppArgs.model_fields)}: `sluice serve --dry-run` prints a complete config"
+        ) from error
+    from serve_apps.deployment import ModelDeployment
+
     app: Application = ModelDeployment.bind(
         parsed.model_name, parsed.store, parsed.variant, parsed.runtime.model_dump(mode="json")
     )

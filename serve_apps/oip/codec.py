@@ -118,7 +118,9 @@ def _parse(body: bytes, headers: Mapping[str, str], max_bytes: int | None = None
     length = headers.get(HEADER_LENGTH)
     if length is not None:
         if not (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= end):
-            raise InvalidRequest(f"Inference-Header-Content-Length={_brief.repr(length)} does not fit a body of {end} bytes")
+            raise InvalidRequest(
+                f"Inference-Header-Content-Length={_brief.repr(length)} does not fit a body of {end} bytes"
+            )
         end = int(length)
     if max_bytes is not None:
         check_json_size(end, max_bytes)
@@ -177,7 +179,7 @@ def _tensor(entry: dict[str, Any], what: str, body: bytes, offset: int) -> tuple
     except ValueError as error:
         if isinstance(error, InvalidRequest):
             raise
-        # Only sizes around a zero get here: no data, and still more than an address space.
+        # Only sizes beside a zero get here: no data, and still more than an address space.
         raise InvalidRequest(f"{what} has shape {shape}: {error}") from error
 
 
@@ -295,7 +297,8 @@ def _body(
     for name, tensor, binary in tensors:
         datatype = DATATYPE_OF_NUMPY.get(tensor.dtype)
         if datatype is None or datatype == "BYTES" or (datatype == "FP16" and not binary):
-            raise blame(f"{key[:-1]} {name!r} of {tensor.dtype} cannot be sent as {'binary data' if binary else 'JSON'}")
+            way = "binary data" if binary else "JSON"
+            raise blame(f"{key[:-1]} {name!r} of {tensor.dtype} cannot be sent as {way}")
         entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": tensor.shape}
         if binary:
             raw.append(tensor.tobytes())

@@ -127,7 +127,7 @@ class OipApp:
                 return _get(method, {"live": True, "ready": ready}, 200 if ready else 503)
             case ["v2", "models", name, *rest]:
                 return self._look_up_model(method, name, rest)
-        raise UnknownModel(f"{scope['path'][:200]!r} is not here; the protocol starts at /v2, models at /v2/models/NAME")
+        raise UnknownModel(f"{scope['path'][:200]!r} is not here; see /v2, /v2/health/ready and /v2/models/NAME")
 
     def _look_up_model(self, method: str, name: str, rest: list[str]) -> Answer | None:
         host = self._host()
@@ -174,7 +174,7 @@ class OipApp:
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         encoding = headers.get(b"content-encoding", b"identity")
         if encoding != b"identity":
-            raise InvalidRequest(f"content-encoding {encoding[:40].decode('latin-1')!r} is not supported; send it plain")
+            raise InvalidRequest(f"content-encoding {encoding[:40].decode('latin-1')!r} is not known; send it plain")
         # What is too large is refused before it is here, if it says so.
         check_size = self._check_size if _HEADER_LENGTH in headers else self._check_json_size
         length = headers.get(b"content-length", b"")
