@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field
 
 from cluster.errors import ArtifactError
 
@@ -39,7 +39,7 @@ def canonical_sha256(content: Mapping[str, Any]) -> str:
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON would make null of them
 
 
 class TensorSpec(_Frozen):
@@ -62,7 +62,7 @@ class Pass(_Frozen):
     """One step that made this variant out of its parent, with its parameters."""
 
     name: str
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class Accuracy(_Frozen):
@@ -101,7 +101,7 @@ class Variant(_Frozen):
     labels: tuple[str, ...] = ()
     preprocessing: str = ""
     accuracy: Accuracy | None = None
-    provenance: dict[str, Any] = Field(default_factory=dict)
+    provenance: dict[str, JsonValue] = Field(default_factory=dict)
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @computed_field  # type: ignore[prop-decorator]

@@ -7,15 +7,19 @@ import io
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
+import onnx
+import pytest
 import torch
 from torch import nn
 
 from cluster.artifacts import ArtifactStore
-from cluster.runtimes import Runtime
+from cluster.errors import ArtifactError
+from cluster.runtimes import Runtime, RuntimeConfig, load_runtime
 from cluster.runtimes.onnxruntime_runtime import OnnxRuntime
 from cluster.variants import Variant
-from tests.contracts.runtime_contract import RuntimeContract, eager, model, pictures
+from tests.contracts.runtime_contract import ROWS, SUMS, RuntimeContract, eager, model, pictures
 from train_jobs.export import to_onnx
 
 __all__ = ["eager", "model", "pictures"]  # fixtures
@@ -42,6 +46,22 @@ class TestOnnxRuntime(RuntimeContract):
     def threads_of(self, runtime: Runtime) -> int:
         assert isinstance(runtime, OnnxRuntime)
         return runtime._session.get_session_options().intra_op_num_threads
+
+    @pytest.mark.parametrize("location", ["weights.bin", "/weights.bin", "../weights.bin"])
+    def test_a_graph_that_reads_its_weights_from_a_file_is_refused(
+        self, store: ArtifactStore, location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A variant is self-contained: what lies beside the process is none of its business."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "weights.bin").write_bytes(bytes(16))
+        weights = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+        place = location if location[0] != "/" else str(tmp_path / "weights.bin")
+        weights.external_data.add(key="location", value=place)
+        x, y = (onnx.helper.make_tensor_value_info(name, 1, [None, 4]) for name in "xy")
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [weights])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+        with pytest.raises(ArtifactError, match="cannot load"):
+            load_runtime(store, self.stored(store, model.SerializeToString(), ROWS, SUMS), RuntimeConfig())
 
     def test_the_operating_system_counts_the_same_threads(self, store: ArtifactStore, variant: Variant) -> None:
         """In a process without other threads. One thread is the caller's own: a session of three adds two."""
