@@ -204,6 +204,10 @@ class LocalCluster:
         """All processes of this cluster, the supervisor first."""
         return [process.pid for process in self._processes()]
 
+    def is_running(self) -> bool:
+        """False once it was stopped, from here or by `sluice stop`, or Ray ended by itself."""
+        return self._supervisor is not None and self._supervisor.poll() is None
+
     def _processes(self) -> list[psutil.Process]:
         if self._supervisor is None:
             return []
@@ -303,7 +307,10 @@ def stop_cluster(name: str, state_dir: Path | None = None) -> None:
     if supervisor is not None:
         with contextlib.suppress(psutil.NoSuchProcess):
             supervisor.terminate()
-            supervisor.wait(timeout=30.0)
+        end = time.monotonic() + 30.0
+        # Not psutil's wait: a supervisor whose owner has not collected it yet stays in the table as a zombie.
+        while record.supervisor() is not None and time.monotonic() < end:
+            time.sleep(0.05)
     end_processes(record.leavings)
     shutil.rmtree(record.temp_dir, ignore_errors=True)
     (folder / f"{name}.json").unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from cluster.errors import ConfigError
 from cluster.plans import Plan
 from tune_spaces.report import summary
 
-_console = Console()
+_console = Console(soft_wrap=True)  # a message is one line, whoever reads it
 
 
 def _store(path: Path | None) -> ArtifactStore:
@@ -42,7 +42,7 @@ def train(
     if dry_run:
         print(f"would train {config.recipe} on {config.dataset} with {config.num_workers} workers into {folder / name}")
         return
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, soft_wrap=True)
     dataset = datasets.load(config.dataset, notify=lambda line: console.print(f"[yellow]notice[/yellow] {line}"))
     if dataset.name != config.dataset:
         config = recipes.on_dataset(config, dataset.name)
@@ -85,7 +85,7 @@ def compress(*, run: str, runs_dir: Path | None, store: Path | None, as_json: bo
     from train_jobs.evaluate import build_variants
 
     model, config = job.load_run(run, runs_dir or default_runs_dir())
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, soft_wrap=True)
     dataset = datasets.load(config.dataset, notify=console.print)
     variants = build_variants(_store(store), model, config, dataset, notify=console.print)
     if as_json:
@@ -129,8 +129,9 @@ def serve_local(*, ref: str, port: int, store: Path | None, dry_run: bool) -> No
     with local.LocalCluster("serve", http_port=port) as cluster:
         cluster.deploy(config, timeout_s=120.0)
         _console.print(f"serving {variant.name} at http://127.0.0.1:{port}/v2/models/classifier; Ctrl-C stops it")
-        while True:
-            time.sleep(3600)
+        while cluster.is_running():
+            time.sleep(0.5)
+    _console.print("the cluster was stopped")
 
 
 def deploy(*, path: Path, address: str, dry_run: bool) -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.integration.conftest import marked
+from tests.conftest import marked
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
@@ -62,7 +62,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> list[str]:
 def assert_nothing_left(folder: Path, session: int) -> None:
     """No process of ours, none of the demo's session, no folder of a cluster, no state."""
     end = time.monotonic() + 40
-    while left := [*marked(), *in_session(session)]:
+    while left := [*marked(state_dir=folder / "clusters"), *in_session(session)]:
         assert time.monotonic() < end, f"still there: {[(p.pid, p.cmdline()[:4]) for p in left]}"
         time.sleep(0.2)
     assert list((folder / "clusters").glob("*.json")) == []

@@ -18,7 +18,7 @@ import pytest
 
 from cluster.errors import ClusterError, ConfigError
 from cluster.local import LocalCluster, list_clusters, stop_cluster
-from tests.integration.conftest import Trained, deploy, listening, marked, plan_of
+from tests.conftest import Trained, deploy, listening, marked, plan_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 

@@ -21,7 +21,7 @@ from cluster.control.serve_config import serve_config
 from cluster.load import Target, build_request, poisson, run_open_loop
 from cluster.local import LocalCluster
 from serve_apps.oip.codec import decode_response, encode_request
-from tests.integration.conftest import Trained, deploy, marked, own_cluster_id, plan_of
+from tests.conftest import Trained, deploy, marked, own_cluster_id, plan_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

@@ -72,13 +72,17 @@ def deploy(cluster: LocalCluster, plan: Plan) -> None:
     cluster.deploy(serve_config(plan, http_host="127.0.0.1", http_port=cluster.http_port))
 
 
-def marked(cluster_id: str | None = None) -> list[psutil.Process]:
-    """Living processes that carry the mark of a cluster of ours (of any, without an id)."""
+def marked(cluster_id: str | None = None, *, state_dir: Path | None = None) -> list[psutil.Process]:
+    """Living processes that carry the mark of one cluster, or of any whose state lies in `state_dir`."""
+    assert (cluster_id is None) != (state_dir is None), "another test's cluster may run beside this one"
     found = []
     for process in psutil.process_iter():
         try:
-            mark = process.environ().get(MARK)
-            if mark and (cluster_id is None or mark == cluster_id) and process.status() != psutil.STATUS_ZOMBIE:
+            environment = process.environ()
+            ours = environment.get(MARK) == cluster_id if cluster_id else (
+                MARK in environment and environment.get("SLUICE_STATE") == str(state_dir)
+            )
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.Error, OSError):
             continue
@@ -97,9 +101,9 @@ def listening(pids: set[int]) -> set[int]:
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def served(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """The int8 variant behind a real HAProxy, one replica; shared by the tests of a module."""
+    """The int8 variant behind a real HAProxy, one replica; shared by all tests, which leave it as they found it."""
     state = tmp_path_factory.mktemp("state")
     with LocalCluster("served", state_dir=state) as cluster:
         deploy(cluster, plan_of(trained.store, trained.int8, max_batch_size=16, max_queued_requests=64))

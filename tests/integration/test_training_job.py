@@ -1,0 +1,148 @@
+"""A training job on a real local Ray: kill -9 of a worker, or of everything, costs an epoch and never the run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import torch
+
+from cluster.local import LocalCluster, list_clusters
+from tests.conftest import marked, own_cluster_id
+from train_jobs import datasets, job, recipes
+from train_jobs.config import TrainConfig
+from train_jobs.loop import Diverged, Progress, correct
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+# 303 steps an epoch: a second or so, in which a kill lands in the middle of the work.
+CONFIG = recipes.cnn_digits().model_copy(update={"epochs": 8, "batch_size": 4, "lr": 5e-4, "schedule": "constant"})
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+import ray
+from cluster.local import LocalCluster
+from train_jobs import job
+from train_jobs.config import TrainConfig
+
+with LocalCluster("driver", ha_proxy=False, num_cpus=3) as cluster:
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    job.fit(TrainConfig.model_validate_json(sys.argv[1]), run_name="lost", storage_path=Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A cluster that this process is connected to."""
+    state = tmp_path_factory.mktemp("state")
+    with LocalCluster("training", ha_proxy=False, num_cpus=3, state_dir=state) as started:
+        ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
+        try:
+            yield started
+        finally:
+            ray.shutdown()
+
+
+def workers_of(cluster: LocalCluster) -> list[psutil.Process]:
+    """The processes in which the loop runs."""
+    return [p for p in marked(own_cluster_id(cluster)) if any("RayTrainWorker" in part for part in p.cmdline())]
+
+
+def assert_whole(history: list[Progress], config: TrainConfig) -> None:
+    assert [row.epoch for row in history] == list(range(1, config.epochs + 1)), "every epoch once, in order"
+    assert history[-1].loss < 0.5 * history[0].loss
+    assert history[-1].val_accuracy > 0.9
+
+
+def under_way(folder: Path) -> bool:
+    """Is the run in its third epoch or beyond, and does Ray know a checkpoint of it?"""
+    path = folder / "progress.json"
+    if not path.exists() or not (folder / "checkpoint_manager_snapshot.json").exists():
+        return False
+    return bool(json.loads(path.read_text())["epoch"] >= 3)
+
+
+def test_a_worker_killed_with_9_is_replaced_and_the_run_goes_on(cluster: LocalCluster, tmp_path: Path) -> None:
+    killed: list[int] = []
+    before: list[Progress] = []
+
+    def kill_one(progress: Progress) -> None:
+        if not killed:
+            before.append(progress)
+            if under_way(tmp_path / "wounded"):
+                victims = workers_of(cluster)
+                assert len(victims) == 2, "one process for each worker"
+                os.kill(victims[-1].pid, signal.SIGKILL)
+                killed.append(victims[-1].pid)
+
+    result = job.fit(CONFIG, run_name="wounded", storage_path=tmp_path, on_progress=kill_one)
+    assert killed
+    assert not psutil.pid_exists(killed[0])
+    assert 1 <= result.resumed_from_epoch < CONFIG.epochs, "from the last checkpoint, not from the start"
+    assert before[-1].epoch - result.resumed_from_epoch <= 3, "and from no old one"
+    assert_whole(result.history, CONFIG)
+    ends = {row.epoch: row.loss for row in before if not math.isnan(row.val_accuracy)}
+    for row in result.history[: result.resumed_from_epoch]:
+        assert row.loss == ends.get(row.epoch, row.loss), "the epochs before the kill are those of the first attempt"
+    digits = datasets.load("digits")
+    model, config = job.load_run("wounded", tmp_path)
+    assert config == CONFIG
+    right = correct(model, torch.from_numpy(digits.x_test), torch.from_numpy(digits.y_test))
+    assert right / len(digits.y_test) > 0.9
+
+
+def test_driver_and_cluster_killed_with_9_and_the_same_name_goes_on(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLUICE_STATE", str(tmp_path / "state"))
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, CONFIG.model_dump_json(), str(tmp_path)])
+    everything: list[psutil.Process] = []
+    try:
+        end = time.monotonic() + 90.0
+        while not under_way(tmp_path / "lost"):
+            assert driver.poll() is None, "the driver ended by itself"
+            assert time.monotonic() < end, "the third epoch was not reached"
+            time.sleep(0.05)
+        (lost,) = list_clusters(tmp_path / "state")
+    finally:
+        # Stop all before killing any: nobody is left that could clean up or save in between.
+        root = psutil.Process(driver.pid)
+        everything = [root, *root.children(recursive=True)]
+        for sign in (signal.SIGSTOP, signal.SIGKILL):
+            for process in everything:
+                if process.is_running():
+                    process.send_signal(sign)
+        driver.wait()
+        psutil.wait_procs(everything, timeout=20.0)
+    assert len(everything) > 5, "driver, supervisor, Ray's own processes and the workers"
+    shutil.rmtree(lost.temp_dir, ignore_errors=True)
+    assert not (tmp_path / "lost" / "run.json").exists(), "killed before the end"
+
+    result = job.fit(CONFIG, run_name="lost", storage_path=tmp_path)
+    assert 1 <= result.resumed_from_epoch < CONFIG.epochs, "it does not start over"
+    assert_whole(result.history, CONFIG)
+
+    told: list[str] = []
+    again = job.fit(CONFIG, run_name="lost", storage_path=tmp_path, notify=told.append)
+    assert again.history == result.history
+    assert "is finished already (8 epochs)" in told[0]
+
+
+def test_a_diverging_run_fails_at_once_with_the_way_out(cluster: LocalCluster, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"lr": 1e30, "optimizer": "sgd", "batch_size": 64})
+    with pytest.raises(Diverged, match=r"run 'wild' failed: loss is (nan|inf) in epoch 1; lower lr=1e\+30"):
+        job.fit(config, run_name="wild", storage_path=tmp_path)
+    assert not (tmp_path / "wild" / "run.json").exists()
+    assert not list((tmp_path / "wild").glob("checkpoint_*")), "nothing full of NaN was kept"
