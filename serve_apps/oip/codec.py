@@ -311,7 +311,7 @@ def _body(
     if b"null" in text:  # orjson's word for a number that JSON has not; or a name with that word in it
         for entry in entries:
             data = entry.get("data")
-            if data is not None and data.dtype.kind == "f" and not np.isfinite(data).all():
+            if data is not None and not np.isfinite(data).all():
                 raise blame(f"{key[:-1]} {entry['name']!r} holds NaN or infinity, which JSON has not; {_ASK_BINARY}")
     if not raw:
         return text, None

@@ -255,5 +255,5 @@ def _error(error: SluiceError) -> Answer:
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(retry_after_s))))
-    text = str(error).encode(errors="replace").decode()  # a path may hold what is no text
+    text = str(error).encode(errors="replace").decode()  # an executor may say what is no text
     return error.http_status, headers, orjson.dumps({"error": text})

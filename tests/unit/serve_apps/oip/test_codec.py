@@ -200,6 +200,8 @@ BAD_ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
     "parameters": ({"parameters": [1]}, "must be an object"),
     "size text": ({"parameters": {"binary_data_size": "2"}}, "binary_data_size='2'"),
     "size bool": ({"parameters": {"binary_data_size": True}}, "binary_data_size=True"),
+    "size bool of one": ({"shape": [1], "parameters": {"binary_data_size": True}}, "binary_data_size=True"),
+    "size float": ({"parameters": {"binary_data_size": 2.0}}, "binary_data_size=2.0"),
     "size wrong": ({"parameters": {"binary_data_size": 3}}, "uint8 takes 2 bytes"),
     "size absent": ({"parameters": {"binary_data_size": 2}}, "only 0 are left"),
 }
@@ -242,7 +244,7 @@ def test_a_bad_request_is_named(kind: str) -> None:
         decode(body, {}, OUTPUTS)
 
 
-@pytest.mark.parametrize("length", ["", "-1", "1.5", "x", "99999", "9" * 30, "²", "+5"])
+@pytest.mark.parametrize("length", ["", "-1", "1.5", "x", "99999", "9" * 30, "9" * 5000, "²", "+5"])
 def test_a_bad_header_length_is_named(length: str) -> None:
     with pytest.raises(InvalidRequest, match="Inference-Header-Content-Length="):
         decode(body_of(), {HEADER_LENGTH: length}, OUTPUTS)

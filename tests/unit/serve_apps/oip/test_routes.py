@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.errors import InferenceFailed
 from cluster.variants import TensorSpec
 from serve_apps.oip import routes
 from serve_apps.oip.codec import HEADER_LENGTH, MAX_JSON_BYTES, decode_response, encode_request
@@ -186,7 +187,10 @@ def test_servers_without_raw_path_and_route_prefixes() -> None:
         assert (await ask(app, "POST", INFER, BODY, scope=bare)).status == 200
         prefixed = {"root_path": "/team/a", "path": "/team/a" + INFER, "raw_path": b"/team/a" + INFER.encode()}
         assert (await ask(app, "POST", "", BODY, scope=prefixed)).status == 200
-        assert (await ask(app, "POST", "", BODY, scope=prefixed | {"root_path": "/team"})).status == 404
+        for wrong in ("/team", "/team/", "/te", ""):
+            assert (await ask(app, "POST", "", BODY, scope=prefixed | {"root_path": wrong})).status == 404
+        beside = prefixed | {"root_path": "/te", "path": "/team/v2", "raw_path": b"/team/v2"}
+        assert (await ask(app, "GET", "", scope=beside)).status == 404
         host.batcher.close()
 
     run(test())
@@ -229,11 +233,17 @@ def test_garbage_is_answered_in_json_and_never_a_500(
 
 
 def test_what_is_no_text_can_be_named_in_an_error() -> None:
+    def model(inputs: Any) -> Any:
+        raise InferenceFailed("half a character: \udcff")
+
     async def test() -> None:
-        host = Host()
+        host = Host(model)
         answer = await ask(routed(host), "GET", "", scope={"path": "/\udcff\x00\n", "raw_path": None})
         assert answer.status == 404
         assert answer.error
+        answer = await ask(routed(host), "POST", INFER, BODY)
+        assert answer.status == 500
+        assert answer.error == "half a character: ?"
         host.batcher.close()
 
     run(test())
