@@ -33,6 +33,8 @@ from train_jobs.loop import Diverged, Progress, TrainResult, train
 from train_jobs.models import CNN, build_model
 
 _POLL_S = 0.3
+_RAY_POLL = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+"""Ray knows a checkpoint only once it has polled for it: with its default of 2 s, kill -9 costs that much more."""
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -131,6 +133,7 @@ def fit(
             f"for a new run give another name (--run) or delete {folder}"
         )
         return result
+    os.environ.setdefault(*_RAY_POLL)  # Ray hands it on to its controller and workers
     finished = threading.Event()
     watcher = threading.Thread(target=_watch, args=(folder / "progress.json", finished, on_progress), daemon=True)
     watcher.start()

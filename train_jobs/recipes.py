@@ -22,8 +22,12 @@ def cnn_fashion_mnist() -> TrainConfig:
 
 
 def cnn_fashion_mnist_quick() -> TrainConfig:
-    """What the demo trains: the same model in a minute or so."""
-    return cnn_fashion_mnist().model_copy(update={"recipe": "cnn_fashion_mnist_quick", "epochs": 4, "dropout": 0.0})
+    """What the demo trains: the same model in a minute or so, test accuracy still at least 0.91.
+
+    In so few epochs it is far from overfitting: without dropout and mirrored pictures it gets further.
+    """
+    changes = {"recipe": "cnn_fashion_mnist_quick", "epochs": 6, "lr": 5e-3, "dropout": 0.0, "flip": False}
+    return cnn_fashion_mnist().model_copy(update=changes)
 
 
 def cnn_digits() -> TrainConfig:
