@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "tune_spaces": set(PACKAGES),
 }
 # The vocabulary: no Ray, no torch, anywhere in the file.
-PURE = ("errors", "slo", "variants", "artifacts", "profiles", "plans", "stats", "tensors")
+PURE = ("errors", "slo", "variants", "artifacts", "profiles", "plans", "stats", "tensors", "manifests")
 
 
 def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:

@@ -18,10 +18,12 @@ import pytest
 from numpy.typing import NDArray
 
 from cluster.control.serve_config import serve_config
+from cluster.errors import InferenceFailed
 from cluster.load import Target, build_request, poisson, run_open_loop
 from cluster.local import LocalCluster
 from serve_apps.oip.codec import decode_response, encode_request
 from tests.conftest import Trained, deploy, marked, own_cluster_id, plan_of
+from tune_spaces.traffic import check_answers, classifier_target
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -80,6 +82,13 @@ def test_answers_are_those_of_the_variant(client: httpx.Client, trained: Trained
     pictures = trained.pictures[:7]
     got = logits_of(infer(client, pictures, binary=binary))
     np.testing.assert_allclose(got, trained.expected(trained.int8, pictures), atol=1e-3)
+
+
+def test_the_demo_would_notice_wrong_answers(served: LocalCluster, trained: Trained) -> None:
+    target = classifier_target("127.0.0.1", served.http_port, "classifier", trained.pictures)
+    check_answers(trained.store, trained.int8, target, trained.pictures)
+    with pytest.raises(InferenceFailed, match="picture 0"):
+        check_answers(trained.store, trained.fp32, target, trained.pictures)
 
 
 def test_metadata_and_health(client: httpx.Client, trained: Trained) -> None:

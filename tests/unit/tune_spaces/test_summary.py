@@ -40,13 +40,13 @@ def report(tmp_path: Path) -> DemoReport:
         made_by="test",
     )
     figures = {
-        "slo_rate": {"50ms": 100.0}, "slo_rate_per_seed": {"50ms": [90.0, 100.0, 110.0]}, "max_rate": 120.0,
+        "slo_rate": {"50ms": 100.0}, "slo_rate_per_seed": {"50ms": [90.0, 100.0, 110.0]}, "max_rates": [120.0],
         "latency_p50_s": 0.010, "latency_p99_s": 0.040, "core_s_per_million": 8000.0,
         "core_s_per_million_equal_load": 9000.0,
     }
     faster = figures | {"slo_rate": {"50ms": 1500.0}, "latency_p99_s": 0.004}
     comparison = Comparison(
-        protocol=QUICK, equal_load_rate=70.0, self_check={"ok": True}, before=Figures(**figures),  # type: ignore[arg-type]
+        protocol=QUICK, server_cores=1, equal_load_rate=70.0, self_check={"ok": True}, before=Figures(**figures),  # type: ignore[arg-type]
         after=Figures(**faster), client_cpu_share=0.2,  # type: ignore[arg-type]
     )
     profile = Profile(
@@ -75,6 +75,15 @@ def test_every_row_is_in_the_terminal_table_and_in_the_markdown(report: DemoRepo
         for cell in row:
             assert cell in shown
             assert cell in text
+
+
+def test_what_nobody_could_tell_is_not_a_number(report: DemoReport) -> None:
+    report.comparison.before.slo_rate["50ms"] = None
+    report.comparison.before.latency_p99_s = None
+    report.comparison.after.slo_rate_is_a_floor["50ms"] = True
+    rows = {row[0]: row[1:] for row in before_after_rows(report)}
+    assert rows["SLO rate (p99 within 50ms)"] == ("can't tell", "at least 1,500 req/s", "-")
+    assert rows["p99 at 70 req/s"] == ("failed", "4.00 ms", "-")
 
 
 def test_short_steps_are_called_short(report: DemoReport) -> None:
