@@ -5,7 +5,8 @@ that the error class carries.
 
 A client that leaves is Serve's to notice: it watches the connection and cancels the task that runs this application
 (`_direct_ingress_asgi` in Serve's replica). The cancellation goes on to the awaited future, and the batcher drops the
-request. A second watcher here would cost each request a task and find nothing.
+request. A second watcher here would cost each request a task and find nothing. (A client may ask Serve not to watch,
+with `x-request-disconnect-disabled: ?1`; what it asked is then executed whether it waits or not.)
 """
 
 from __future__ import annotations
