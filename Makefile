@@ -12,7 +12,7 @@ export SLUICE_DATA_DIR ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench venv clean
+.PHONY: help demo test lint format bench chaos soak venv clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,12 @@ format: $(STAMP) ## Sort imports and fix what ruff can fix
 
 bench: $(STAMP) ## The full before/after measurement of benchmarks/PROTOCOL.md (about 40 minutes)
 	$(BIN)/sluice demo --protocol full --output docs/results
+
+chaos: $(STAMP) ## kill -9 of every kind of process under load; figures into docs/results (about 7 minutes)
+	$(BIN)/python -m pytest tests/chaos -m chaos
+
+soak: $(STAMP) ## SOAK_S seconds (600) of mixed load: memory and descriptors flat; figures into docs/results
+	$(BIN)/python -m pytest tests/chaos -m soak
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis
