@@ -2,7 +2,7 @@
 
 The event loop owns the queue; one executor thread runs the model. A batch leaves the queue by priority, then earliest
 deadline, then arrival. What can go wrong with one request (its client leaves, its time runs out, the model chokes on
-it) stays with that request: see `_settle`, and the halving in `_outcomes`.
+it) stays with that request: see `_settle`, and serve_apps/executor.py.
 
 A request of more rows than `max_batch_size` is executed in pieces of that many rows. Only one piece waits at a time,
 and each further one queues up where a new request with the same wishes would: whoever waits at that moment goes first,
@@ -15,77 +15,17 @@ import asyncio
 import heapq
 import itertools
 import math
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cluster.errors import ConfigError, DeadlineExceeded, InferenceFailed, NotReady, Overloaded, SluiceError
-
-Arrays = Mapping[str, NDArray[np.generic]]
-Outputs = dict[str, NDArray[np.generic]]
-Infer = Callable[[Arrays], Outputs]
+from cluster.errors import ConfigError, DeadlineExceeded, NotReady, Overloaded, SluiceError
+from serve_apps.executor import Arrays, Executor, Infer, Outputs, Request
 
 NO_PRIORITY = 1 << 63
 """Where priority 0, "no wish", stands: behind every request that names a level (1 is the highest)."""
 _EXPIRY_GRAIN_S = 0.005
 """Expired requests are answered at most this late: one look at the queue for all that expire together."""
-
-
-class _Request:
-    """What waits. Rows `start` to `stop` are the piece that is executed next: all of them, if they fit into a batch."""
-
-    __slots__ = (
-        "deadline", "future", "infer", "inputs", "key", "priority", "rows", "start", "stop", "timeout_s", "whole",
-    )  # fmt: skip
-
-    def __init__(
-        self, inputs: Arrays, infer: Infer, priority: int, timeout_s: float | None, deadline: float,
-        future: asyncio.Future[Outputs],
-    ) -> None:  # fmt: skip
-        self.inputs = inputs
-        self.infer = infer
-        self.priority = priority
-        self.timeout_s = timeout_s
-        self.deadline = deadline
-        self.future = future
-        # Requests of one batch have equal keys: one model, and inputs that can be joined.
-        self.key: tuple[Any, ...]
-        if len(inputs) == 1:
-            [(name, array)] = inputs.items()
-            shape = array.shape
-            self.key = (infer, name, array.dtype, shape[1:])
-        else:
-            shape = next(iter(inputs.values())).shape
-            self.key = (infer, *((name, inputs[name].dtype, inputs[name].shape[1:]) for name in sorted(inputs)))
-        self.rows: int = shape[0]
-        self.start = 0
-        self.stop: int = shape[0]
-        self.whole: Outputs | None = None
-
-    def piece(self) -> Arrays:
-        """The inputs of rows `start` to `stop`."""
-        if self.stop - self.start == self.rows:
-            return self.inputs
-        return {name: array[self.start : self.stop] for name, array in self.inputs.items()}
-
-    def keep(self, part: Outputs) -> Outputs:
-        """Put the outputs of rows `start` to `stop` in their place in the answer, and return the answer so far."""
-        if self.stop - self.start == self.rows:
-            return part
-        if self.whole is None:
-            self.whole = {name: np.empty((self.rows, *array.shape[1:]), array.dtype) for name, array in part.items()}
-        for name, whole in self.whole.items():
-            array = part.get(name)
-            if array is None or array.shape[1:] != whole.shape[1:] or array.dtype != whole.dtype:
-                raise InferenceFailed(f"output {name!r} differs in shape or datatype between two pieces of a request")
-            whole[self.start : self.stop] = array
-        return self.whole
 
 
 @dataclass
@@ -114,7 +54,7 @@ class Batcher:
     ) -> None:  # fmt: skip
         self._infer = infer
         self._clock = clock
-        self._queue: list[tuple[int, float, int, _Request]] = []
+        self._queue: list[tuple[int, float, int, Request]] = []
         self._numbers = itertools.count()
         self._busy = False
         self._draining = False
@@ -127,9 +67,7 @@ class Batcher:
         self.counters = Counters()
         self.reconfigure(max_batch_size=max_batch_size, max_queued_requests=max_queued_requests)
         self._loop = asyncio.get_running_loop()
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        # Daemon: a model that never returns must not keep the process from ending.
-        threading.Thread(target=_work, args=(self._jobs, self._loop), name="executor", daemon=True).start()
+        self._executor = Executor()
 
     def reconfigure(
         self, *, max_batch_size: int | None = None, max_queued_requests: int | None = None, infer: Infer | None = None
@@ -163,7 +101,7 @@ class Batcher:
             self._make_room()
         deadline = self._clock() + timeout_s if timeout_s is not None else math.inf
         future: asyncio.Future[Outputs] = self._loop.create_future()
-        self._push(_Request(inputs, self._infer, priority or NO_PRIORITY, timeout_s, deadline, future), deadline)
+        self._push(Request(inputs, self._infer, priority or NO_PRIORITY, timeout_s, deadline, future), deadline)
         if not self._busy:
             self._start()
         return future
@@ -183,9 +121,9 @@ class Batcher:
         for *_, request in self._queue:
             self._settle(request, NotReady("this replica is shutting down; send the request again"))
         self._queue.clear()
-        self._jobs.put(None)
+        self._executor.close()
 
-    def _push(self, request: _Request, order_by: float) -> None:
+    def _push(self, request: Request, order_by: float) -> None:
         """Queue up, ordered as if `order_by` were the deadline."""
         # Tuples are compared in C, and their numbers differ: a comparison never gets to the request.
         heapq.heappush(self._queue, (request.priority, order_by, next(self._numbers), request))
@@ -224,7 +162,7 @@ class Batcher:
                 retry_after_s=wait_s,
             )
 
-    def _is_over(self, request: _Request, now: float) -> bool:
+    def _is_over(self, request: Request, now: float) -> bool:
         """True if nobody waits for this queued request any more; settles it if its time ran out."""
         if request.future.done():  # while it waits only its client can have done that
             self.counters.cancelled += 1
@@ -234,9 +172,9 @@ class Batcher:
             return True
         return False
 
-    def _take(self) -> list[_Request]:
+    def _take(self) -> list[Request]:
         """The next batch: the first live request, and those behind it that fit and are shaped alike."""
-        batch: list[_Request] = []
+        batch: list[Request] = []
         rows, limit = 0, self.max_batch_size
         passed_over = []
         now = self._clock()
@@ -269,11 +207,11 @@ class Batcher:
             rows = sum(request.stop - request.start for request in batch)
             self.counters.batches += 1
             self.counters.batch_sizes[rows] = self.counters.batch_sizes.get(rows, 0) + 1
-            self._jobs.put((batch, self._done))
+            self._executor.submit(batch, self._done)
         elif self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
-    def _done(self, batch: list[_Request], outcomes: list[Outputs | SluiceError], took_s: float) -> None:
+    def _done(self, batch: list[Request], outcomes: list[Outputs | SluiceError], took_s: float) -> None:
         """On the event loop, after each batch."""
         self._seconds_per_request += 0.1 * (took_s / len(batch) - self._seconds_per_request)
         if batch[0].stop < batch[0].rows and self._goes_on(batch[0], outcomes):
@@ -282,7 +220,7 @@ class Batcher:
         for request, outcome in zip(batch, outcomes, strict=False):
             self._settle(request, outcome)
 
-    def _goes_on(self, request: _Request, outcomes: list[Outputs | SluiceError]) -> bool:
+    def _goes_on(self, request: Request, outcomes: list[Outputs | SluiceError]) -> bool:
         """Queue the next piece, unless this one failed. (If its client left, `_take` drops it.)"""
         if isinstance(outcomes[0], SluiceError):
             return False
@@ -294,7 +232,7 @@ class Batcher:
         self._push(request, self._clock() + request.timeout_s if request.timeout_s is not None else math.inf)
         return True
 
-    def _settle(self, request: _Request, outcome: Outputs | SluiceError) -> None:
+    def _settle(self, request: Request, outcome: Outputs | SluiceError) -> None:
         future = request.future
         if future.done():
             # Its client left; setting a result would raise in the middle of its neighbours' batch.
@@ -308,73 +246,3 @@ class Batcher:
             else:
                 self.counters.failed += 1
             future.set_exception(outcome)
-
-
-_Job = tuple[list[_Request], Callable[[list[_Request], list[Outputs | SluiceError], float], None]]
-
-
-def _work(jobs: SimpleQueue[_Job | None], loop: asyncio.AbstractEventLoop) -> None:
-    """The executor thread. It outlives whatever a model may throw: without it nobody would be answered again."""
-    while (job := jobs.get()) is not None:
-        batch, done = job
-        started = time.perf_counter()
-        outcomes = _outcomes(batch)
-        try:
-            loop.call_soon_threadsafe(done, batch, outcomes, time.perf_counter() - started)
-        except RuntimeError:  # the loop is closed: nobody waits, nor ever will
-            return
-        del job, batch, done, outcomes  # while it waits it must not keep tensors alive
-
-
-def _outcomes(batch: list[_Request]) -> list[Outputs | SluiceError]:
-    """What each request gets. A batch that fails is tried in halves, so that one poisonous request fails alone (and a
-    batch too big for the memory is not lost). Never raises."""
-    try:
-        return list(_run(batch))
-    except BaseException as error:  # SystemExit too: a model that ends its thread must not end ours
-        if len(batch) == 1:
-            return [_as_ours(error)]
-    middle = len(batch) // 2
-    return _outcomes(batch[:middle]) + _outcomes(batch[middle:])
-
-
-def _run(batch: list[_Request]) -> list[Outputs]:
-    """One execution for the whole batch, its outputs split back by rows."""
-    if len(batch) == 1:
-        rows = batch[0].stop - batch[0].start
-        return [batch[0].keep(_checked(batch[0].infer(batch[0].piece()), rows))]
-    pieces = [request.piece() for request in batch]
-    joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-    sizes = [request.stop - request.start for request in batch]
-    outputs = _checked(batch[0].infer(joined), sum(sizes))
-    answers, start = [], 0
-    for request, size in zip(batch, sizes, strict=True):
-        part = {name: array[start : start + size] for name, array in outputs.items()}
-        answers.append(request.keep(part))
-        start += size
-    return answers
-
-
-def _checked(outputs: Any, rows: int) -> Outputs:
-    """Read-only views of the outputs: requests of a batch share them. Raises InferenceFailed for anything but arrays of
-    `rows` rows."""
-    if not isinstance(outputs, Mapping) or not outputs:
-        raise InferenceFailed(f"the model returned {type(outputs).__name__}; it must return arrays by name")
-    views: Outputs = {}
-    for name, array in outputs.items():
-        if not isinstance(array, np.ndarray) or array.shape[:1] != (rows,):
-            got = list(array.shape) if isinstance(array, np.ndarray) else type(array).__name__
-            raise InferenceFailed(f"output {name!r} is {got} for {rows} rows; its first dimension must be the rows")
-        views[name] = array.view()
-        views[name].flags.writeable = False
-    return views
-
-
-def _as_ours(error: BaseException) -> SluiceError:
-    if isinstance(error, SluiceError):
-        return error
-    try:
-        what = repr(error)[:500]
-    except BaseException:
-        what = type(error).__name__  # whatever its __repr__ does
-    return InferenceFailed(f"the model raised {what}")

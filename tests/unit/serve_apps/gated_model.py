@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve_apps.batcher import Arrays, Batcher, Outputs
+from serve_apps.batcher import Batcher
+from serve_apps.executor import Arrays, Outputs
 
 _PATIENCE_S = 20.0
 
@@ -85,3 +86,27 @@ async def step(model: GatedModel, batcher: WatchedBatcher) -> None:
 async def at_gate(model: GatedModel, batcher: WatchedBatcher) -> None:
     """The executor stands before the model with the current batch, or is idle."""
     await until(lambda: model.waiting or not batcher._busy)
+
+
+def raising(error: BaseException, poison: int) -> Any:
+    def spoil(batch: list[int]) -> None:
+        if poison in batch:
+            raise error
+
+    return spoil
+
+
+async def gated(model: GatedModel, **options: Any) -> WatchedBatcher:
+    """A batcher whose executor is busy with request 0, so that what follows waits."""
+    batcher = WatchedBatcher(model, **options)
+    batcher.submit(rows(0))
+    await at_gate(model, batcher)
+    return batcher
+
+
+async def finish(model: GatedModel, batcher: WatchedBatcher) -> list[list[int]]:
+    """Everything executed but request 0, in order, batch by batch."""
+    while batcher._busy:
+        await step(model, batcher)
+    batcher.close()
+    return model.calls[1:]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cluster.errors import DeadlineExceeded, InferenceFailed, Overloaded
-from serve_apps.batcher import Outputs
+from serve_apps.executor import Outputs
 from tests.unit.serve_apps.gated_model import GatedModel, WatchedBatcher, at_gate, step
 
 POISONS: list[Any] = [

@@ -14,7 +14,8 @@ import uvicorn
 from numpy.typing import NDArray
 
 from cluster.variants import TensorSpec, Variant
-from serve_apps.batcher import Arrays, Batcher, Outputs
+from serve_apps.batcher import Batcher
+from serve_apps.executor import Arrays, Outputs
 from serve_apps.oip.routes import OipApp
 
 
