@@ -31,17 +31,17 @@ DATATYPE_OF_NUMPY = {dtype: name for name, dtype in NUMPY_OF_DATATYPE.items()}
 def check_inputs(specs: Iterable[TensorSpec], tensors: Mapping[str, NDArray[np.generic]]) -> None:
     """Raise InvalidRequest unless `tensors` are exactly the inputs that `specs` name; -1 accepts any size >= 1."""
     expected = {spec.name: spec for spec in specs}
-    if missing := expected.keys() - tensors.keys():
-        raise InvalidRequest(f"input {sorted(missing)} is missing; the model takes {sorted(expected)}")
-    if extra := tensors.keys() - expected.keys():
-        raise InvalidRequest(f"input {sorted(extra)} is unknown; the model takes {sorted(expected)}")
+    if expected.keys() != tensors.keys():
+        missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+        told = [f"input {missing} is missing"] * bool(missing) + [f"input {extra} is unknown"] * bool(extra)
+        raise InvalidRequest(f"{' and '.join(told)}; the model takes {sorted(expected)}")
     for name, spec in expected.items():
         array = tensors[name]
         if array.dtype != NUMPY_OF_DATATYPE[spec.datatype]:
             got = DATATYPE_OF_NUMPY.get(array.dtype, str(array.dtype))
             raise InvalidRequest(f"input {name!r} has datatype {got}; the model takes {spec.datatype}")
-        fits = len(array.shape) == len(spec.shape) and all(
-            have == want or (want == -1 and have >= 1) for have, want in zip(array.shape, spec.shape, strict=True)
-        )
-        if not fits:
-            raise InvalidRequest(f"input {name!r} has shape {list(array.shape)}; the model takes {list(spec.shape)}")
+        have, want = array.shape, spec.shape
+        if have[1:] == want[1:] and want[:1] == (-1,) and have and have[0] >= 1:
+            continue  # nearly every request: only the batch is free
+        if len(have) != len(want) or not all(h == w or (w == -1 and h >= 1) for h, w in zip(have, want, strict=True)):
+            raise InvalidRequest(f"input {name!r} has shape {list(have)}; the model takes {list(want)}")

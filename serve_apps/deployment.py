@@ -13,7 +13,8 @@ from ray import serve
 
 from cluster.artifacts import ArtifactStore
 from cluster.errors import ConfigError
-from cluster.runtimes import RuntimeConfig, load_runtime
+from cluster.runtimes import Runtime, RuntimeConfig, load_runtime
+from cluster.tensors import NUMPY_OF_DATATYPE
 from cluster.variants import Variant
 from serve_apps.batcher import Batcher
 from serve_apps.oip.routes import OipApp
@@ -22,7 +23,8 @@ _DRAIN_S = 20.0
 
 
 class UserConfig(BaseModel):
-    """What changes without a restart. A field left out keeps its value; `variant` switches the model between batches."""
+    """What changes without a restart. A field left out keeps its value, but for `variant`: without it, the one that the
+    application's args name is served. The model is switched between two batches."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,11 +53,14 @@ class ModelHost:
     def __init__(self, model_name: str, store: str, variant: str, runtime: dict[str, Any]) -> None:
         self.model_name = model_name
         self._store = ArtifactStore(Path(store))
+        self._bound = variant
         self._config = RuntimeConfig.model_validate(runtime)
         self._variant = self._store.get(variant)
         self._runtime = load_runtime(self._store, self._variant, self._config)
+        self._warm_up(self._variant, self._runtime)
         self._batcher: Batcher | None = None
         self._default_timeout_s: float | None = None
+        self._draining = False
 
     @property
     def variant(self) -> Variant:
@@ -63,8 +68,18 @@ class ModelHost:
         return self._variant
 
     def is_ready(self) -> bool:
-        """True once the batcher runs: Serve has called `reconfigure` or a request has come."""
-        return self._batcher is not None
+        """True from the end of the constructor, with the model loaded and warm, until the replica drains."""
+        return not self._draining
+
+    @staticmethod
+    def _warm_up(variant: Variant, runtime: Runtime) -> None:
+        # The first execution allocates and plans: no user should wait for that.
+        runtime.infer(
+            {
+                spec.name: np.zeros([max(size, 1) for size in spec.shape], NUMPY_OF_DATATYPE[spec.datatype])
+                for spec in variant.inputs
+            }
+        )
 
     def _running(self) -> Batcher:
         # Made on the loop that will use it: the constructor may run on another thread.
@@ -79,15 +94,30 @@ class ModelHost:
         except ValidationError as error:
             raise ConfigError(f"user_config is not valid: {error}") from error
         batcher = self._running()
-        self._default_timeout_s = config.default_timeout_s
-        if config.variant is not None:
-            variant = self._store.get(config.variant)
-            if variant.id != self._variant.id:
-                loop = asyncio.get_running_loop()
-                runtime = await loop.run_in_executor(None, load_runtime, self._store, variant, self._config)
-                self._runtime, self._variant = runtime, variant
-                batcher.reconfigure(infer=runtime.infer)
+        if "default_timeout_s" in config.model_fields_set:
+            self._default_timeout_s = config.default_timeout_s
+        await self._switch(config.variant or self._bound, batcher)
         batcher.reconfigure(max_batch_size=config.max_batch_size, max_queued_requests=config.max_queued_requests)
+
+    async def _switch(self, ref: str, batcher: Batcher) -> None:
+        variant = self._store.get(ref)
+        if variant.id == self._variant.id:
+            return
+        if (variant.inputs, variant.outputs) != (self._variant.inputs, self._variant.outputs):
+            raise ConfigError(
+                f"variant {variant.name} ({variant.id}) has other inputs or outputs than {self._variant.name}, which "
+                "is served; deploy it as an application of its own"
+            )
+
+        def load() -> Runtime:
+            runtime = load_runtime(self._store, variant, self._config)
+            self._warm_up(variant, runtime)
+            return runtime
+
+        runtime = await asyncio.get_running_loop().run_in_executor(None, load)
+        # The old runtime goes with its last batch: the executor may be inside it now, so it is not closed here.
+        self._runtime, self._variant = runtime, variant
+        batcher.reconfigure(infer=runtime.infer)
 
     def submit(
         self, inputs: dict[str, NDArray[np.generic]], *, timeout_s: float | None, priority: int
@@ -103,6 +133,7 @@ class ModelHost:
         return {"queued": float(self._batcher.queued if self._batcher else 0)}
 
     async def __del__(self) -> None:
+        self._draining = True
         if getattr(self, "_batcher", None) is not None and self._batcher is not None:
             await self._batcher.drain(_DRAIN_S)
             self._batcher.close()

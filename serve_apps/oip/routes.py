@@ -203,8 +203,8 @@ class OipApp:
             )
 
     def _check_json_size(self, size: int) -> None:
+        check_json_size(size)  # first: it names the better way out
         self._check_size(size)
-        check_json_size(size)
 
 
 async def _not_http(kind: str, receive: Receive, send: Send) -> None:
