@@ -23,6 +23,7 @@ from cluster.load import Target, build_request, poisson, run_open_loop
 from cluster.local import LocalCluster
 from serve_apps.oip.codec import decode_response, encode_request
 from tests.conftest import Trained, deploy, marked, own_cluster_id, plan_of
+from tests.poison import poisonous_variant
 from tune_spaces.traffic import check_answers, classifier_target
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -247,19 +248,50 @@ def wait_for_version(client: httpx.Client, version: str, timeout_s: float = 60.0
         time.sleep(0.1)
 
 
-def test_a_killed_replica_is_replaced_under_load(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A cluster whose deployments the tests below replace."""
+    with LocalCluster("another", state_dir=tmp_path_factory.mktemp("state")) as cluster:
+        yield cluster
+
+
+def test_a_failing_model_fails_nobody_but_the_request_that_it_chokes_on(
+    another: LocalCluster, trained: Trained
+) -> None:
+    """A hundred requests at once, every tenth of them poison to the model: those get 500, the others their answers."""
+    deploy(another, plan_of(trained.store, poisonous_variant(trained.store), max_batch_size=32))
+
+    def picture(index: int) -> NDArray[np.uint8]:
+        value = 255 if index % 10 == 0 else index
+        return np.full((1, 1, 28, 28), value, np.uint8)
+
+    async def ask_all() -> list[httpx.Response]:
+        base, limits = f"http://127.0.0.1:{another.http_port}", httpx.Limits(max_connections=100)
+        bodies = [encode_request({"image": picture(index)}, binary=True, binary_output=True) for index in range(100)]
+        async with httpx.AsyncClient(base_url=base, timeout=60, limits=limits) as own:
+            return await asyncio.gather(*(own.post(INFER, content=body, headers=head) for body, head in bodies))
+
+    for _ in range(3):  # and again: the batcher is not wedged
+        for index, answer in enumerate(asyncio.run(ask_all())):
+            if index % 10 == 0:
+                assert answer.status_code == 500
+                assert answer.json()["error"]
+            else:
+                np.testing.assert_array_equal(logits_of(answer), np.full((1, 10), index, np.float32))
+
+
+def test_a_killed_replica_is_replaced_under_load(another: LocalCluster, trained: Trained) -> None:
     """kill -9 of one of two replicas under load: only requests that it held may fail, and it serves again."""
-    with LocalCluster("killed", state_dir=tmp_path_factory.mktemp("state")) as cluster:
-        deploy(cluster, plan_of(trained.store, trained.int8, num_replicas=2, num_cpus_per_replica=0.5))
-        replicas = [p for p in marked(own_cluster_id(cluster)) if "ServeReplica" in " ".join(p.cmdline())]
-        assert len(replicas) == 2
-        body, headers = encode_request({"image": trained.pictures[:1]}, binary=True, binary_output=True)
-        request = build_request("POST", INFER, "x", headers, body)
-        target = Target("127.0.0.1", cluster.http_port, [request], [b'"outputs"'])
-        threading.Timer(3.0, replicas[0].kill).start()
-        result = run_open_loop(target, poisson(50.0, 20.0, seed=1), duration_s=20.0, timeout_s=10.0)
-        assert not replicas[0].is_running() or replicas[0].status() == psutil.STATUS_ZOMBIE
-        late = result.scheduled_s > 15.0
-        assert result.ok[late].all(), f"it does not serve again: {result.outcomes()}"
-        failed = int((~result.ok).sum())
-        assert failed <= 0.1 * result.count, f"{failed} of {result.count} failed: {result.outcomes()}"
+    deploy(another, plan_of(trained.store, trained.int8, num_replicas=2, num_cpus_per_replica=0.5))
+    replicas = [p for p in marked(own_cluster_id(another)) if "ServeReplica" in " ".join(p.cmdline())]
+    victim = replicas[-1]
+    body, headers = encode_request({"image": trained.pictures[:1]}, binary=True, binary_output=True)
+    request = build_request("POST", INFER, "x", headers, body)
+    target = Target("127.0.0.1", another.http_port, [request], [b'"outputs"'])
+    threading.Timer(3.0, victim.kill).start()
+    result = run_open_loop(target, poisson(50.0, 20.0, seed=1), duration_s=20.0, timeout_s=10.0)
+    assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
+    late = result.scheduled_s > 15.0
+    assert result.ok[late].all(), f"it does not serve again: {result.outcomes()}"
+    failed = int((~result.ok).sum())
+    assert failed <= 0.1 * result.count, f"{failed} of {result.count} failed: {result.outcomes()}"
