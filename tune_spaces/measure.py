@@ -12,7 +12,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster.errors import ClientSaturated
@@ -22,7 +22,7 @@ from cluster.load import (
     SloRate,
     StepResult,
     Target,
-    find_slo_rate,
+    follow_slo_rate,
     poisson,
     poisson_steps,
     run_closed_loop,
@@ -33,10 +33,12 @@ from cluster.load import (
 Say = Callable[[str], None]
 
 _SPAN = 1.25
-"""The bisection looks from 1/_BELOW to _SPAN times what a closed loop got out of the endpoint."""
+"""The first seed's bisection starts from 1/_BELOW to _SPAN times what a closed loop got out of the endpoint."""
 _BELOW = 4.0
-_FALLBACK = 40.0
-"""An endpoint that misses its bound even there is searched once more, down to 1/_FALLBACK of its maximum."""
+_NEAR = 1.35
+"""The later ones start from this factor around what the seeds before them found."""
+_FALLBACK = 20.0
+"""Each follows the rate down to 1/_FALLBACK of where it began, and up to what the client holds."""
 _REQUEST_TIMEOUT_S = 2.0
 
 
@@ -50,6 +52,8 @@ class Protocol:
     warmup_s: float
     seeds: tuple[int, ...]
     steps: int
+    steps_again: int
+    """Bisections of the first seed, and of the later ones, which start near its result."""
     bounds_s: tuple[float, ...]
     """p99 bounds; the first is the one that decides the equal load."""
     equal_load_s: float
@@ -61,9 +65,9 @@ class Protocol:
     """Of the open loop: so many that it seldom waits for one."""
 
 
-QUICK = Protocol("quick", 3.0, 1.0, (1, 2, 3), 4, (0.050,), 4.0, 3, 2.0)
-FULL = Protocol("full", 20.0, 3.0, (1, 2, 3), 5, (0.050, 0.025), 20.0, 5, 8.0)
-SMOKE = Protocol("smoke", 0.5, 0.2, (1,), 1, (0.050,), 0.5, 1, 0.5)
+QUICK = Protocol("quick", 3.0, 1.0, (1, 2, 3), 4, 3, (0.050,), 4.0, 3, 2.0)
+FULL = Protocol("full", 20.0, 3.0, (1, 2, 3), 4, 3, (0.050, 0.025), 20.0, 5, 8.0)
+SMOKE = Protocol("smoke", 0.5, 0.2, (1,), 1, 1, (0.050,), 0.5, 1, 0.5)
 """Proves that every part works; its figures mean nothing."""
 PROTOCOLS = {p.name: p for p in (QUICK, FULL, SMOKE)}
 
@@ -175,8 +179,10 @@ class _Bench:
                 break
         return check
 
-    def slo_rate(self, endpoint: Endpoint, bound_s: float, seed: int, high: float, ceiling: float) -> SloRate:
-        """One seed's bisection, at `ceiling` at most: what the client holds.
+    def slo_rate(
+        self, endpoint: Endpoint, bound_s: float, seed: int, guess: tuple[float, float], ceiling: float, *, wide: bool
+    ) -> SloRate:
+        """One seed's bisection from a guess, at `ceiling` at most: what the client holds.
 
         Raises ClientSaturated when the client's own lag hides the answer.
         """
@@ -192,27 +198,22 @@ class _Bench:
             self.say(f"{endpoint.name}: {rate:,.0f} req/s, p99 {step.p99_s * 1e3:,.1f} ms: {verdict}")
             return step
 
-        top, bottom = min(_SPAN * high, ceiling), min(high / _BELOW, ceiling / 2)
-        found = find_slo_rate(measure, low=bottom, high=top, steps=self.protocol.steps, seeds=[seed], retries=2)
-        if found.median == 0.0:
-            lower = find_slo_rate(
-                measure, low=high / _FALLBACK, high=bottom, steps=self.protocol.steps, seeds=[seed], retries=2
-            )
-            return replace(lower, at_ceiling=False)  # its upper end has just been seen to fail
-        while found.at_ceiling and top < ceiling:  # an open loop can carry more than a closed one
-            bottom, top = top, min(2 * top, ceiling)
-            found = find_slo_rate(measure, low=bottom, high=top, steps=self.protocol.steps, seeds=[seed], retries=2)
-            if found.median == 0.0:
-                return replace(found, median=bottom, at_ceiling=False)  # where it held a moment ago
-        return found
+        low, high = guess
+        return follow_slo_rate(
+            measure, low=min(low, ceiling / 2), high=min(high, ceiling), floor=min(low, ceiling / 2) / _FALLBACK,
+            ceiling=ceiling, steps=self.protocol.steps if wide else self.protocol.steps_again, seed=seed, retries=2,
+        )  # fmt: skip
 
     def slo_rates(self, pairs: list[tuple[Endpoint, Figures]], bound_s: float, ceiling: float) -> None:
         label = bound_label(bound_s)
         for seed in self.protocol.seeds if ceiling > 0 else ():
             for endpoint, figures in pairs:
                 rates = figures.slo_rate_per_seed.setdefault(label, [])
+                known = statistics.median(rates) if rates else 0.0
+                centre = known or figures.max_rate
+                guess = (known / _NEAR, known * _NEAR) if known else (centre / _BELOW, centre * _SPAN)
                 try:
-                    found = self.slo_rate(endpoint, bound_s, seed, figures.max_rate, ceiling)
+                    found = self.slo_rate(endpoint, bound_s, seed, guess, ceiling, wide=not known)
                 except ClientSaturated as error:
                     self.say(f"{endpoint.name}: {error}")
                     continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -141,6 +141,44 @@ def find_slo_rate(
             best, at_ceiling = high, True
         per_seed[seed] = best
     return SloRate(statistics.median(per_seed.values()), per_seed, trace, at_ceiling)
+
+
+def follow_slo_rate(
+    measure: Callable[[float, int], StepResult],
+    *,
+    low: float,
+    high: float,
+    floor: float,
+    ceiling: float,
+    steps: int = 4,
+    seed: int = 1,
+    retries: int = 1,
+) -> SloRate:
+    """`find_slo_rate` for one seed from a guess [low, high]: the range moves down to `floor` and up to `ceiling` after
+    the rate, so that a good guess needs few steps and a bad one costs no truth.
+
+    0.0 means below `floor`; `at_ceiling` that `ceiling` itself held. Raises as `find_slo_rate` does.
+    """
+    if not floor <= low < high <= ceiling:
+        raise ConfigError(f"floor={floor}, low={low}, high={high}, ceiling={ceiling} req/s must rise in this order.")
+
+    def look(bottom: float, top: float) -> SloRate:
+        return find_slo_rate(measure, low=bottom, high=top, steps=steps, seeds=[seed], retries=retries)
+
+    found = look(low, high)
+    trace, factor = list(found.trace), max(high / low, 2.0)
+    while found.median == 0.0 and low > floor:
+        low, high = max(low / factor, floor), low
+        found = look(low, high)
+        trace += found.trace
+        found = replace(found, at_ceiling=False)  # that end has just been seen to fail
+    while found.at_ceiling and high < ceiling:
+        low, high = high, min(high * factor, ceiling)
+        found = look(low, high)
+        trace += found.trace
+        if found.median == 0.0:  # noise: it held there a moment ago
+            found = replace(found, median=low, per_seed={seed: low})
+    return replace(found, trace=trace)
 
 
 def poisson_steps(

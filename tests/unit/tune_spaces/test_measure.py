@@ -74,22 +74,23 @@ def test_the_search_follows_a_server_below_and_above_its_closed_loop(
     """A closed loop got 100 req/s out of it; what an open loop gets may be far from that, either way."""
     asked: list[float] = []
     monkeypatch.setattr(measure, "poisson_steps", steps_of(capacity, asked))
-    found = _Bench(replace(SMOKE, steps=5), None, None, lambda line: None).slo_rate(
-        Endpoint("x", fast, lambda: 0.0), 0.05, 1, high=100.0, ceiling=1000.0
-    )
-    assert found.median <= capacity <= 1.12 * found.median
-    assert not found.at_ceiling
+    figures = Figures(max_rates=[100.0])
+    bench = _Bench(replace(SMOKE, steps=5, steps_again=3, seeds=(1, 2, 3)), None, None, lambda line: None)
+    bench.slo_rates([(Endpoint("x", fast, lambda: 0.0), figures)], 0.05, 1000.0)
+    for rate in figures.slo_rate_per_seed["50ms"]:
+        assert rate <= capacity <= 1.12 * rate
+    assert not figures.slo_rate_is_a_floor["50ms"]
     assert max(asked) <= 1000.0
 
 
 def test_the_client_is_asked_for_no_more_than_it_held(fast: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
     monkeypatch.setattr(measure, "poisson_steps", steps_of(1e9, asked))
-    found = _Bench(SMOKE, None, None, lambda line: None).slo_rate(
-        Endpoint("x", fast, lambda: 0.0), 0.05, 1, high=100.0, ceiling=250.0
-    )
-    assert found.at_ceiling
-    assert found.median == max(asked) == 250.0
+    figures = Figures(max_rates=[100.0])
+    bench = _Bench(SMOKE, None, None, lambda line: None)
+    bench.slo_rates([(Endpoint("x", fast, lambda: 0.0), figures)], 0.05, 250.0)
+    assert figures.slo_rate_is_a_floor["50ms"]
+    assert figures.slo_rate["50ms"] == max(asked) == 250.0
 
 
 def test_a_client_that_holds_nothing_can_tell_no_rate(

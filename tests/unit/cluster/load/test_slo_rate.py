@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import ClientSaturated, ConfigError
-from cluster.load import TIMEOUT, StepResult, find_slo_rate, judge, null_server, poisson_steps
+from cluster.load import TIMEOUT, StepResult, find_slo_rate, follow_slo_rate, judge, null_server, poisson_steps
 from cluster.load.http1 import build_request
 from cluster.load.runner import Target
 from tests.unit.cluster.load.conftest import TargetOf
@@ -63,6 +63,26 @@ def test_the_median_is_over_seeds() -> None:
     found = find_slo_rate(measure, low=10.0, high=1000.0, steps=14, seeds=[1, 2, 3])
     assert found.median == pytest.approx(200.0, rel=0.01)
     assert found.per_seed[3] == pytest.approx(900.0, rel=0.01)
+
+
+@given(st.floats(1.5, 9_999.0), st.floats(2.0, 4_000.0))
+def test_a_guess_is_followed_down_and_up(capacity: float, guess: float) -> None:
+    found = follow_slo_rate(
+        server(capacity), low=guess / 1.4, high=guess * 1.4, floor=1.0, ceiling=10_000.0, steps=3  # type: ignore[arg-type]
+    )
+    assert found.median <= capacity <= found.median * 1.1
+    assert not found.at_ceiling
+    assert found.per_seed == {1: found.median}
+
+
+def test_a_guess_is_followed_no_further_than_floor_and_ceiling() -> None:
+    low = follow_slo_rate(server(0.5), low=10.0, high=20.0, floor=1.0, ceiling=100.0)  # type: ignore[arg-type]
+    assert low.median == 0.0
+    assert min(step.rate for step in low.trace) >= 1.0
+    high = follow_slo_rate(server(500.0), low=10.0, high=20.0, floor=1.0, ceiling=100.0)  # type: ignore[arg-type]
+    assert (high.median, high.at_ceiling) == (100.0, True)
+    with pytest.raises(ConfigError, match="rise"):
+        follow_slo_rate(server(1.0), low=1.0, high=20.0, floor=2.0, ceiling=100.0)  # type: ignore[arg-type]
 
 
 def test_a_saturated_client_gives_no_number() -> None:
