@@ -40,7 +40,7 @@ format: $(STAMP) ## Sort imports and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP) ## The full before/after measurement of benchmarks/PROTOCOL.md (about 40 minutes)
-	$(BIN)/sluice demo --protocol full --output docs/results
+	$(BIN)/sluice demo --protocol full --output docs/results --run bench-$(shell date +%F)
 
 chaos: $(STAMP) ## kill -9 of every kind of process under load; figures into docs/results (about 7 minutes)
 	$(BIN)/python -m pytest tests/chaos -m chaos

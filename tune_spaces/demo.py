@@ -28,6 +28,7 @@ from cluster.local import LocalCluster
 from cluster.plans import Plan
 from cluster.variants import Variant
 from tune_spaces import baseline
+from tune_spaces.commands import default_runs_dir
 from tune_spaces.measure import PROTOCOLS, Comparison, Endpoint, compare
 from tune_spaces.profiler import profile
 from tune_spaces.report.summary import DemoReport, print_tables, write_report
@@ -185,7 +186,7 @@ def main(
     signal.signal(signal.SIGTERM, _terminated)
     store = default_store()
     folder.mkdir(parents=True, exist_ok=True)
-    variants = train_and_compress(recipe_name, run_name, folder / "training", store, stages)
+    variants = train_and_compress(recipe_name, run_name, default_runs_dir(), store, stages)
     with stages.stage("profile: every variant in its runtime, a process each"):
         profiles = profile(store, variants, on_progress=stages.say)
     plan = choose(variants, profiles, model_name=MODEL_NAME, store=store.root)

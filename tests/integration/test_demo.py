@@ -29,6 +29,7 @@ def demo(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     environment = os.environ | {
         "SLUICE_STATE": str(folder / "clusters"),
         "SLUICE_STORE": str(folder / "store"),
+        "SLUICE_RUNS": str(folder / "training"),
         "PYTHONUNBUFFERED": "1",
         "COLUMNS": "200",
     }
