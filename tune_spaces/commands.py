@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,13 @@ from cluster.control.serve_config import serve_config, to_yaml
 from cluster.errors import ConfigError
 from cluster.plans import Plan
 from tune_spaces.report import summary
+from tune_spaces.training import default_runs_dir, fit_on_local_cluster
 
 _console = Console(soft_wrap=True)  # a message is one line, whoever reads it
 
 
 def _store(path: Path | None) -> ArtifactStore:
     return ArtifactStore(path) if path else default_store()
-
-
-def default_runs_dir() -> Path:
-    """$SLUICE_RUNS or ~/.local/share/sluice/runs."""
-    return Path(os.environ.get("SLUICE_RUNS", Path.home() / ".local/share/sluice/runs"))
 
 
 def train(
@@ -46,37 +41,17 @@ def train(
     dataset = datasets.load(config.dataset, notify=lambda line: console.print(f"[yellow]notice[/yellow] {line}"))
     if dataset.name != config.dataset:
         config = recipes.on_dataset(config, dataset.name)
-    result = fit_on_local_cluster(config, name, folder, console)
+    with console.status(f"training {name}") as status:
+        say = (lambda line: status.update(f"{name}: {line}")) if console.is_terminal else console.print
+        result = fit_on_local_cluster(
+            config, run_name=name, storage_path=folder, say=say,
+            notice=lambda line: console.print(f"[yellow]notice[/yellow] {line}"),
+        )  # fmt: skip
     best = max((row.val_accuracy for row in result.history), default=float("nan"))
     if as_json:
         print(json.dumps({"run": name, "runs_dir": str(folder), "epochs": len(result.history), "val_accuracy": best}))
     else:
         console.print(f"trained {name}: validation accuracy {best:.4f}; next: sluice compress {name}")
-
-
-def fit_on_local_cluster(config: Any, name: str, folder: Path, console: Console) -> Any:
-    """`train_jobs.job.fit` on a local cluster of its own, with a live line of progress."""
-    import ray
-
-    from train_jobs import job
-
-    with (
-        console.status(f"training {name}") as status,
-        local.LocalCluster(f"train-{name}", ha_proxy=False, num_cpus=config.num_workers + 1) as cluster,
-    ):
-        try:
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-            return job.fit(
-                config,
-                run_name=name,
-                storage_path=folder,
-                on_progress=lambda p: status.update(
-                    f"{name}: epoch {p.epoch}/{p.epochs}, loss {p.loss:.3f}, {p.samples_per_s:,.0f} samples/s, "
-                    f"{p.time_left_s:.0f} s left"
-                ),
-            )
-        finally:
-            ray.shutdown()
 
 
 def compress(*, run: str, runs_dir: Path | None, store: Path | None, as_json: bool) -> None:

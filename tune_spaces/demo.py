@@ -28,11 +28,11 @@ from cluster.local import LocalCluster
 from cluster.plans import Plan
 from cluster.variants import Variant
 from tune_spaces import baseline
-from tune_spaces.commands import default_runs_dir
 from tune_spaces.measure import PROTOCOLS, Comparison, Endpoint, compare
 from tune_spaces.profiler import profile
 from tune_spaces.report.summary import DemoReport, print_tables, write_report
 from tune_spaces.traffic import check_answers, classifier_target, stock_target
+from tune_spaces.training import default_runs_dir, fit_on_local_cluster
 
 MODEL_NAME = "classifier"
 
@@ -88,9 +88,7 @@ def train_and_compress(
     recipe_name: str, run_name: str, runs_dir: Path, store: ArtifactStore, stages: Stages
 ) -> list[Variant]:
     """Train the recipe data parallel on a local cluster, then make and measure its variants."""
-    import ray
-
-    from train_jobs import datasets, job, recipes
+    from train_jobs import datasets, recipes
     from train_jobs.evaluate import build_variants
 
     config = recipes.recipe(recipe_name)
@@ -98,22 +96,10 @@ def train_and_compress(
     if dataset.name != config.dataset:
         config = recipes.on_dataset(config, dataset.name)
     with stages.stage(f"train {config.recipe} on {dataset.name} ({config.num_workers} workers)"):
-        workers = config.num_workers
-        with LocalCluster(f"{run_name}-train", ha_proxy=False, num_cpus=workers + 1) as cluster:
-            try:
-                ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-                signal.signal(signal.SIGTERM, _terminated)  # ray.init took it
-                result = job.fit(
-                    config,
-                    run_name=run_name,
-                    storage_path=runs_dir,
-                    on_progress=lambda p: stages.say(
-                        f"epoch {p.epoch}/{p.epochs}, loss {p.loss:.3f}, {p.samples_per_s:,.0f} samples/s, "
-                        f"{p.time_left_s:.0f} s left"
-                    ),
-                )
-            finally:
-                ray.shutdown()
+        result = fit_on_local_cluster(
+            config, run_name=run_name, storage_path=runs_dir, say=stages.say, notice=stages.notice
+        )
+    signal.signal(signal.SIGTERM, _terminated)  # ray.init took it
     with stages.stage("compress: fp32 and int8, each measured on the full test set"):
         return build_variants(store, result.model, config, dataset, notify=stages.say)
 
