@@ -21,7 +21,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -31,6 +30,7 @@ from train_jobs import checkpoint, datasets
 from train_jobs.config import TrainConfig
 from train_jobs.loop import Diverged, Progress, TrainResult, train
 from train_jobs.models import CNN, build_model
+from train_jobs.parallel.process import settle
 
 _POLL_S = 0.3
 _RAY_POLL = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -60,7 +60,7 @@ def train_worker(job: dict[str, Any]) -> None:
 
     config = TrainConfig.model_validate(job["config"])
     folder = Path(job["folder"])
-    torch.set_num_threads(1)  # a worker is one core; more threads would fight over it
+    settle()
     leader = ray.train.get_context().get_world_rank() == 0
     dataset = datasets.load(config.dataset)
     latest = ray.train.get_checkpoint()

@@ -29,6 +29,7 @@ def curve(config: TrainConfig, dataset: PictureDataset, resume: dict[str, Any] |
     return {
         "loss": [row.loss for row in result.history],
         "accuracy": [row.val_accuracy for row in result.history],
+        "time_left_s": result.history[-1].time_left_s,
         "weights": result.model.state_dict(),
         "states": states,
     }

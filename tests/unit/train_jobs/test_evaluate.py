@@ -15,7 +15,7 @@ from scipy.stats import beta
 from cluster.artifacts import ArtifactStore
 from cluster.errors import ConfigError
 from cluster.variants import Variant
-from train_jobs.compression.quantize import QuantizeConfig
+from train_jobs.compression.quantize import QuantizeConfig, quantize
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import PictureDataset
 from train_jobs.evaluate import build_variants, judge
@@ -113,6 +113,17 @@ def test_int8_is_compared_with_its_parent_on_the_same_pictures(
     drops = [parent[digits.y_test == c].mean() - child[digits.y_test == c].mean() for c in range(10)]
     assert int8.worst_class_drop == pytest.approx(max(drops))
     assert int8.verdict in ("holds", "unclear", "fails")
+
+
+def test_int8_is_calibrated_on_training_pictures_and_never_on_the_test_set(
+    store: ArtifactStore, variants: list[Variant], digits: PictureDataset
+) -> None:
+    graph = store.read(variants[1], "model.onnx")
+    on_train, on_test = (
+        quantize(graph, pictures, QuantizeConfig(), input_name="image", shape=(-1, 1, 28, 28))
+        for pictures in (digits.x_train, digits.x_test)
+    )
+    assert store.read(variants[2], "model.onnx") == on_train != on_test
 
 
 def test_what_is_told_names_each_variant_with_its_accuracy(told: list[str], variants: list[Variant]) -> None:

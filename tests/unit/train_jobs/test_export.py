@@ -15,6 +15,7 @@ from cluster.runtimes.torch_archive import load_pickle_free
 from train_jobs.datasets import PictureDataset
 from train_jobs.export import INPUT, output_spec, to_onnx, to_torch_archive
 from train_jobs.loop import TrainResult
+from train_jobs.models import CNN
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,14 @@ def test_the_graph_is_self_contained(graph: bytes, trained: TrainResult) -> None
 def test_the_specs_are_what_the_graph_has(graph: bytes) -> None:
     assert (INPUT.name, INPUT.datatype, INPUT.shape) == ("image", "UINT8", (-1, 1, 28, 28))
     assert (output_spec(10).name, output_spec(10).datatype, output_spec(10).shape) == ("logits", "FP32", (-1, 10))
+
+
+def test_dropout_is_left_out_of_what_is_served(digits: PictureDataset) -> None:
+    model = CNN(dropout=0.5).train()
+    graph = to_onnx(model)
+    with torch.inference_mode():
+        expected = model.eval()(torch.from_numpy(digits.x_test[:16])).numpy()
+    np.testing.assert_allclose(run(graph, digits.x_test[:16]), expected, atol=1e-4)
 
 
 def test_exporting_says_nothing_and_leaves_the_model_as_it_was(

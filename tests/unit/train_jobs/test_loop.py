@@ -47,6 +47,7 @@ def test_several_workers_follow_the_curve_of_one(alone: dict[str, Any], together
     for rank in together:
         assert rank["curve"]["loss"] == pytest.approx(alone["loss"], abs=1e-5)
         assert rank["curve"]["accuracy"] == alone["accuracy"]
+        assert rank["curve"]["time_left_s"] == 0.0, "what the others did counts as done"
         assert_same_weights(rank["curve"]["weights"], alone["weights"], 1e-5)
 
 
@@ -101,6 +102,7 @@ def test_one_epoch_and_two_more_are_three(
     assert (straight.resumed_from_epoch, resumed.resumed_from_epoch) == (0, 1)
     assert [row.epoch for row in resumed.history] == [1, 2, 3]
     assert [row.loss for row in resumed.history] == pytest.approx([row.loss for row in straight.history], rel=1e-6)
+    assert resumed.history[-1].time_left_s == 0.0, "what was done before the restart is not waited for"
     assert_same_weights(resumed.model.state_dict(), straight.model.state_dict(), 1e-6)
 
 
@@ -125,6 +127,14 @@ def test_the_same_seed_repeats_the_run_and_another_does_not(few_digits: PictureD
     first, again = train(config, few_digits), train(config, few_digits)
     other = train(config.model_copy(update={"seed": 1}), few_digits)
     assert first.history[0].loss == again.history[0].loss != other.history[0].loss
+
+
+def test_every_epoch_draws_its_own_noise(few_digits: PictureDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, int]] = []
+    true_seed = loop.seed_noise
+    monkeypatch.setattr(loop, "seed_noise", lambda **numbers: (seen.append(numbers), true_seed(**numbers)))
+    train(CONFIG.model_copy(update={"seed": 7}), few_digits)
+    assert seen == [{"epoch": epoch, "seed": 7, "rank": 0} for epoch in range(3)]
 
 
 def test_a_learning_rate_out_of_all_bounds_fails_with_the_way_out(few_digits: PictureDataset) -> None:

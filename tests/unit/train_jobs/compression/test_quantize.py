@@ -150,7 +150,8 @@ def test_pictures_that_do_not_fit_are_refused(fp32: bytes, pictures: NDArray[Any
 def test_it_says_nothing_and_leaves_logging_as_it_was(
     fp32: bytes, digits: PictureDataset, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = (logging.root.level, logging.root.manager.disable)
+    logging.disable(logging.NOTSET)
+    level = logging.root.level
     quantized(fp32, digits.x_train, samples=8)
-    assert (logging.root.level, logging.root.manager.disable) == before
+    assert (logging.root.level, logging.root.manager.disable) == (level, logging.NOTSET)
     assert capfd.readouterr() == ("", "")
