@@ -34,6 +34,8 @@ def serve_config(plan: Plan, *, http_host: str = "0.0.0.0", http_port: int = 800
                 "deployments": [
                     {
                         "name": DEPLOYMENT,
+                        # Without the access log Serve still makes a record of each request, at level INFO, to drop it.
+                        "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
                         "num_replicas": plan.num_replicas,
                         "max_ongoing_requests": plan.max_queued_requests + 2 * plan.max_batch_size,
                         "ray_actor_options": {"num_cpus": plan.num_cpus_per_replica},
