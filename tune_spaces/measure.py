@@ -66,7 +66,7 @@ class Protocol:
 
 
 QUICK = Protocol("quick", 3.0, 1.0, (1, 2, 3), 4, 3, (0.050,), 4.0, 3, 2.0)
-FULL = Protocol("full", 20.0, 3.0, (1, 2, 3), 4, 3, (0.050, 0.025), 20.0, 5, 8.0)
+FULL = Protocol("full", 20.0, 3.0, (1, 2, 3), 4, 3, (0.050, 0.025), 20.0, 3, 6.0)
 SMOKE = Protocol("smoke", 0.5, 0.2, (1,), 1, 1, (0.050,), 0.5, 1, 0.5)
 """Proves that every part works; its figures mean nothing."""
 PROTOCOLS = {p.name: p for p in (QUICK, FULL, SMOKE)}

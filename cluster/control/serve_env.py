@@ -21,6 +21,10 @@ def throughput_environment(*, haproxy_threads: int = 1) -> dict[str, str]:
         # Ray runs its workers, replicas too, at nice 15, behind its own agents and monitors. Measured on one core at
         # 500 req/s: p99 176 ms at nice 15, 8 ms at nice 0.
         "RAY_worker_niceness": "0",
+        # HAProxy would send a log line for each request to an actor that parses it in Python, and each node's agent
+        # would look at every process every 5 s: both on the replicas' cores (docs/decisions/0005).
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "REPORTER_UPDATE_INTERVAL_MS": "30000",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(haproxy_threads),
         "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": ",".join(f"{bound:g}" for bound in LATENCY_BUCKETS_MS),
     }
