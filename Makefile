@@ -19,6 +19,8 @@ help: ## Show this list
 
 $(STAMP):
 	@echo "Making $(VENV): torch and Ray are several gigabytes; once per change of constraints.txt"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11"; exit 2; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -29,7 +31,7 @@ venv: $(STAMP) ## Make the virtual environment
 demo: $(STAMP) ## Train, compress, profile, deploy, load, report: the main job end to end
 	$(BIN)/sluice demo
 
-test: $(STAMP) lint ## Run every test
+test: $(STAMP) lint ## ruff, mypy and all tests but chaos and soak
 	$(BIN)/python -m pytest
 
 lint: $(STAMP) ## ruff and mypy
@@ -39,8 +41,8 @@ lint: $(STAMP) ## ruff and mypy
 format: $(STAMP) ## Sort imports and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## The full before/after measurement of benchmarks/PROTOCOL.md (about 40 minutes)
-	$(BIN)/sluice demo --protocol full --output docs/results --run bench-$(shell date +%F)
+bench: $(STAMP) ## The full before/after measurement of benchmarks/PROTOCOL.md (about 25 minutes)
+	$(BIN)/sluice demo --protocol full --output docs/results --run bench-$(shell date +%F-%H%M)
 
 chaos: $(STAMP) ## kill -9 of every kind of process under load; figures into docs/results (about 7 minutes)
 	$(BIN)/python -m pytest tests/chaos -m chaos

@@ -34,7 +34,9 @@ from cluster.errors import ClusterError, ConfigError
 from cluster.local_supervisor import end_processes
 
 MARK = "SLUICE_CLUSTER_ID"
+_TEMP_PREFIX = "/tmp/sluice-"
 _START_S = 60.0
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,80}")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -72,10 +74,7 @@ class ClusterRecord:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.pid == os.getpid():
-                    continue
-                marked = any(self.temp_dir in part for part in process.cmdline())
-                if marked or process.environ().get(MARK) == self.cluster_id:
+                if process.pid != os.getpid() and process.environ().get(MARK) == self.cluster_id:
                     found.append(process)
         return found
 
@@ -89,13 +88,22 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def _free_block(size: int) -> int:
+    """The first of `size` ports on which nobody listens. A replica's port must not be another cluster's as well: its
+    HAProxy goes on sending to the ports that it knows."""
+    taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.laddr and c.status == psutil.CONN_LISTEN}
+    firsts = [first for first in range(20_000, 32_000, size) if taken.isdisjoint(range(first, first + size))]
+    if not firsts:
+        raise ClusterError(f"no block of {size} free ports from 20000 to 32000; stop what listens there")
+    return secrets.choice(firsts)
+
+
 def serve_environment(*, ha_proxy: bool, temp_dir: str, ports: list[int]) -> dict[str, str]:
     """Environment of Ray and Serve: the throughput-optimised path with a HAProxy of our own, or Ray's defaults."""
     if not ha_proxy:
         return dict(RAY_ENVIRONMENT)
     proxy = f"{temp_dir}/ha"  # short: HAProxy appends a node id, and takes socket paths of 97 bytes at most
-    # A replica's own port must never have been another cluster's: HAProxy keeps sending to the ports it knows.
-    first = 20_000 + secrets.randbelow(60) * 200
+    first = _free_block(200)
     return throughput_environment() | {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{proxy}/haproxy.cfg",
         "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{proxy}/admin.sock",
@@ -120,6 +128,8 @@ class LocalCluster:
         self, name: str, *, http_port: int = 0, ha_proxy: bool = True, cpus: list[int] | None = None, num_cpus: int = 4,
         state_dir: Path | None = None,
     ) -> None:  # fmt: skip
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"name={name!r} is no name of a cluster or run; use letters, digits, . _ and -")
         self.name = name
         self.state_dir = state_dir or default_state_dir()
         self._ha_proxy = ha_proxy
@@ -144,8 +154,8 @@ class LocalCluster:
             raise ConfigError(f"a local cluster {self.name!r} runs already; stop it first: sluice stop {self.name}")
         if self._wanted_port and _listening(self._wanted_port):
             raise ConfigError(f"port {self._wanted_port} is taken by another program; pass --port another one")
-        cluster_id = uuid.uuid4().hex[:8]
-        temp_dir = f"/tmp/sluice-{cluster_id}"  # short: Ray's socket names below it have a limit of 107 bytes
+        self.cluster_id = cluster_id = uuid.uuid4().hex[:8]
+        temp_dir = f"{_TEMP_PREFIX}{cluster_id}"  # short: Ray's socket names below it have a limit of 107 bytes
         ports = free_ports(11)
         gcs, dashboard, agent, agent_grpc, metrics, client = ports[:6]
         self.http_port = self._wanted_port or ports[10]
@@ -173,6 +183,7 @@ class LocalCluster:
         self._supervisor = subprocess.Popen(
             [sys.executable, "-m", "cluster.local_supervisor", json.dumps(spec)],
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             env=inherited | self.env | {MARK: cluster_id},
             start_new_session=True,  # Ctrl-C is for us; the supervisor hears of our end through the pipe
         )
@@ -184,10 +195,12 @@ class LocalCluster:
 
     def _wait_until_up(self) -> None:
         assert self._supervisor is not None
+        assert self._supervisor.stdout is not None
         end = time.monotonic() + _START_S
         while time.monotonic() < end:
             if self._supervisor.poll() is not None:
-                break
+                words = self._supervisor.stdout.read().decode(errors="replace").strip()
+                raise ClusterError(words or "the cluster's supervisor died; start it again")
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.dashboard_address}/api/version", timeout=2.0).status_code == 200:
                     return
@@ -234,11 +247,15 @@ class LocalCluster:
             supervisor.stdin.close()
         with contextlib.suppress(ProcessLookupError):
             supervisor.send_signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             supervisor.wait(timeout=30.0)
-        finally:
-            with contextlib.suppress(ClusterError):
-                stop_cluster(self.name, self.state_dir)
+        if supervisor.stdout is not None:
+            supervisor.stdout.close()
+        # If it could not do its work (killed, say), what is left is found by our own mark, never by the name alone:
+        # that may be another cluster's by now.
+        for record in list_clusters(self.state_dir):
+            if record.cluster_id == self.cluster_id:
+                _end(record, self.state_dir)
 
 
 def _listening(port: int) -> bool:
@@ -293,7 +310,7 @@ def list_clusters(state_dir: Path | None = None) -> list[ClusterRecord]:
         if record.supervisor() or record.leavings():
             records.append(record)
         else:
-            path.unlink(missing_ok=True)
+            _forget(record, path.parent)
     return records
 
 
@@ -303,6 +320,10 @@ def stop_cluster(name: str, state_dir: Path | None = None) -> None:
     record = next((r for r in list_clusters(folder) if r.name == name), None)
     if record is None:
         raise ClusterError(f"no local cluster {name!r} runs here; see sluice status")
+    _end(record, folder)
+
+
+def _end(record: ClusterRecord, folder: Path) -> None:
     supervisor = record.supervisor()
     if supervisor is not None:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -312,5 +333,10 @@ def stop_cluster(name: str, state_dir: Path | None = None) -> None:
         while record.supervisor() is not None and time.monotonic() < end:
             time.sleep(0.05)
     end_processes(record.leavings)
-    shutil.rmtree(record.temp_dir, ignore_errors=True)
-    (folder / f"{name}.json").unlink(missing_ok=True)
+    _forget(record, folder)
+
+
+def _forget(record: ClusterRecord, folder: Path) -> None:
+    if record.temp_dir.startswith(_TEMP_PREFIX):
+        shutil.rmtree(record.temp_dir, ignore_errors=True)
+    (folder / f"{record.name}.json").unlink(missing_ok=True)

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,19 @@ def reap() -> None:
             pass
 
 
-def end_processes(find: Any, *, grace_s: float = _GRACE_S) -> None:
-    """SIGTERM, then SIGKILL, everything that `find()` returns, until it returns nothing."""
+def lives(process: psutil.Process) -> bool:
+    """False also for one that goes while we look."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def end_processes(find: Callable[[], list[psutil.Process]], *, grace_s: float = _GRACE_S) -> None:
+    """SIGTERM, then SIGKILL, everything that `find()` returns, until nothing of it lives."""
     deadline = time.monotonic() + grace_s
     told: set[int] = set()
     while True:
-        reap()
-        alive = [p for p in find() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        alive = [process for process in find() if lives(process)]
         if not alive:
             return
         late = time.monotonic() > deadline
@@ -70,7 +77,8 @@ def end_processes(find: Any, *, grace_s: float = _GRACE_S) -> None:
 
 
 def descendants() -> list[psutil.Process]:
-    """Everything below this process."""
+    """Everything below this process; the dead are collected on the way."""
+    reap()
     return psutil.Process().children(recursive=True)
 
 
@@ -89,9 +97,17 @@ def main(spec: dict[str, Any]) -> int:
         "supervisor_pid": os.getpid(),
         "created": psutil.Process().create_time(),
     }
-    temporary = state.with_suffix(".tmp")
+    temporary = state.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(record))
-    os.replace(temporary, state)
+    try:
+        os.link(temporary, state)  # of two that start under one name at once, one wins
+    except FileExistsError:
+        name = record["name"]
+        print(f"a local cluster {name!r} runs already; stop it first: sluice stop {name}", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        return 1
+    finally:
+        temporary.unlink()
     code = 0
     try:
         with (folder / "ray-start.log").open("w") as log:
@@ -101,6 +117,8 @@ def main(spec: dict[str, Any]) -> int:
             if readable and not os.read(0, 1):
                 break  # whoever asked for this cluster is gone
             if ray.poll() is not None:
+                words = (folder / "ray-start.log").read_text()[-600:]
+                print(f"Ray ended by itself with code {ray.returncode}; its last words: {words}", flush=True)
                 code = 1
                 break
             reap_orphans(ray.pid)

@@ -55,5 +55,5 @@ def on_dataset(config: TrainConfig, dataset: str) -> TrainConfig:
     """
     assert dataset == "digits", dataset
     before = RECIPES[config.recipe]()
-    changed = {key: value for key, value in config if value != getattr(before, key)}
+    changed = {key: value for key, value in config if key != "dataset" and value != getattr(before, key)}
     return cnn_digits().model_copy(update=changed)

@@ -41,6 +41,7 @@ def train(
     dataset = datasets.load(config.dataset, notify=lambda line: console.print(f"[yellow]notice[/yellow] {line}"))
     if dataset.name != config.dataset:
         config = recipes.on_dataset(config, dataset.name)
+        console.print(f"[yellow]notice[/yellow] the recipe is {config.recipe} now, and so its variants will be called")
     with console.status(f"training {name}") as status:
         say = (lambda line: status.update(f"{name}: {line}")) if console.is_terminal else console.print
         result = fit_on_local_cluster(
@@ -67,6 +68,7 @@ def compress(*, run: str, runs_dir: Path | None, store: Path | None, as_json: bo
         print(json.dumps([v.model_dump(mode="json") for v in variants], indent=2))
     else:
         console.print(summary.table("Variants", summary.VARIANT_HEADERS, summary.variant_rows(variants)))
+        console.print(f"next: sluice profile {' '.join(v.name for v in variants if v.format == 'onnx')}")
 
 
 def profile(*, refs: list[str], store: Path | None, as_json: bool) -> None:
@@ -83,7 +85,7 @@ def profile(*, refs: list[str], store: Path | None, as_json: bool) -> None:
         _console.print(summary.table("Profiles, one thread", summary.PROFILE_HEADERS, rows))
 
 
-def serve_local(*, ref: str, port: int, store: Path | None, dry_run: bool) -> None:
+def serve_local(*, ref: str, port: int, host: str, store: Path | None, dry_run: bool) -> None:
     """Serve one variant in the foreground."""
     from tune_spaces.profiler import runtime_config_of
 
@@ -97,7 +99,7 @@ def serve_local(*, ref: str, port: int, store: Path | None, dry_run: bool) -> No
         store=str(artifacts.root),
         made_by="sluice serve",
     )
-    config = serve_config(plan, http_host="127.0.0.1", http_port=port)
+    config = serve_config(plan, http_host=host, http_port=port)
     if dry_run:
         print(to_yaml(config))
         return
@@ -113,13 +115,14 @@ def deploy(*, path: Path, address: str, dry_run: bool) -> None:
     """PUT a Serve config to a running cluster's dashboard and wait until its applications run."""
     try:
         config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path} is no readable YAML file ({error}); write one with `sluice serve --dry-run`"
         ) from error
-    if not isinstance(config, dict) or not config.get("applications"):
+    listed = config.get("applications") if isinstance(config, dict) else None
+    if not isinstance(listed, list) or not listed or not all(isinstance(each, dict) for each in listed):
         raise ConfigError(f"{path} names no applications; it must be a Serve config, see `sluice serve --dry-run`")
-    names = [application.get("name", "default") for application in config["applications"]]
+    names = [application.get("name", "default") for application in listed]
     if dry_run:
         print(f"would deploy {', '.join(names)} to {address}:\n{to_yaml(config)}")
         return
@@ -140,12 +143,15 @@ def load(
     from cluster.tensors import NUMPY_OF_DATATYPE
     from serve_apps.oip.codec import encode_request
 
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 80
+    except ValueError as error:
+        raise ConfigError(f"url={url!r} is no http://host:port address ({error})") from error
     if parts.scheme != "http" or not parts.hostname:
         raise ConfigError(f"url={url!r} is no http://host:port address")
-    port = parts.port or 80
-    if rate <= 0 or duration_s <= 0:
-        raise ConfigError(f"rate={rate} and duration_s={duration_s} must be above 0")
+    if not (rate > 0 and duration_s > 0 and bound_s > 0):
+        raise ConfigError(f"rate={rate}, duration_s={duration_s} and bound_s={bound_s} must be above 0")
     times = _arrivals(arrivals, rate, duration_s, seed)
     try:
         answer = httpx.get(f"http://{parts.hostname}:{port}/v2/models/{model}", timeout=10.0)

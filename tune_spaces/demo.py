@@ -160,6 +160,9 @@ def main(
     """
     if protocol_name not in PROTOCOLS:
         raise ConfigError(f"protocol={protocol_name!r} is unknown; pass --protocol with one of {sorted(PROTOCOLS)}")
+    from train_jobs import recipes
+
+    recipes.recipe(recipe_name)
     run_name = run or f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     folder = (output or Path("runs")) / run_name
     if dry_run:
@@ -167,6 +170,7 @@ def main(
         return
     console = Console(stderr=as_json, soft_wrap=True)
     stages = Stages(console)
+    stages.say(f"{run_name}, into {folder}; interrupted, it goes on with --run {run_name} and the same options")
     started = time.monotonic()
     # Ctrl-C and `kill` end in the same clean-up: the context managers below.
     signal.signal(signal.SIGTERM, _terminated)
@@ -199,7 +203,7 @@ def main(
         print_tables(report, console)
         console.print(
             f"report        {written}\nKubeRay       {folder / 'ray-service.yaml'}\nServe config  {config_path}\n"
-            f"              serve deploy {config_path}"
+            f"              serve deploy {config_path} -a http://HEAD:8265   # a running cluster: see the README"
         )
 
 

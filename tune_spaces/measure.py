@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import socket
 import statistics
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 from cluster.errors import ClientSaturated
 from cluster.load import (
+    CPU_LIMIT,
     LoadResult,
     SelfCheck,
     SloRate,
@@ -88,20 +90,24 @@ class Figures:
 
     slo_rate: dict[str, float | None] = field(default_factory=dict)
     """By bound ("50ms"): the median over the seeds."""
-    slo_rate_per_seed: dict[str, list[float]] = field(default_factory=dict)
+    slo_rate_per_seed: dict[str, dict[int, float]] = field(default_factory=dict)
+    p99_by_rate: list[tuple[float, float | None]] = field(default_factory=list)
+    """Every judged step of the searches: (req/s, p99 in s from the scheduled time, None where over 1% failed)."""
     slo_rate_is_a_floor: dict[str, bool] = field(default_factory=dict)
     """The search met its upper end, which is what the client can hold: the true rate may be higher."""
     max_rates: list[float] = field(default_factory=list)
     """Closed loop, all connections busy, one entry a round."""
+    max_rate_is_a_floor: bool = False
+    """The client was short of CPU in some round: the server might have given more."""
+    max_rate_costs: list[float] = field(default_factory=list)
+    """CPU seconds of all server processes per million correct answers, a round each, at its own closed-loop maximum."""
+    utilisations: list[float] = field(default_factory=list)
+    """Share of the cores given that its processes used then; the load's start-up counts, so it errs on the low side."""
     latency_p50_s: float | None = None
     latency_p99_s: float | None = None
     error_rate: float = 0.0
     """Share of requests not answered correctly at the equal load."""
-    core_s_per_million: float = 0.0
-    """CPU seconds of all server processes per million correct answers, at its own closed-loop maximum."""
-    utilisation: float = 0.0
-    """Share of the cores given that its processes used at that maximum."""
-    core_s_per_million_equal_load: float = 0.0
+    core_s_per_million_equal_load: float | None = None
     equal_load_rounds: list[dict[str, float | None]] = field(default_factory=list)
     latency_histograms: list[str] = field(default_factory=list)
     """HdrHistogram of each round at equal load."""
@@ -110,14 +116,27 @@ class Figures:
     def max_rate(self) -> float:
         return statistics.median(self.max_rates) if self.max_rates else 0.0
 
+    @property
+    def core_s_per_million(self) -> float | None:
+        """Median of the rounds that were answered at all."""
+        return statistics.median(self.max_rate_costs) if self.max_rate_costs else None
+
+    @property
+    def utilisation(self) -> float:
+        return statistics.median(self.utilisations) if self.utilisations else 0.0
+
 
 @dataclass
 class Comparison:
     """Both endpoints' figures, the client's own proof, and the load that was equal."""
 
     protocol: Protocol
-    server_cores: int
+    server_cpus: list[int] | None
+    client_cpus: list[int] | None
+    """Cores that the servers and the client were pinned to; None: to none."""
     equal_load_rate: float
+    equal_load_from: str
+    """"slo rate": 70% of the baseline's; "closed loop": a sixth of its maximum, where that rate is not known."""
     self_check: dict[str, Any]
     before: Figures
     after: Figures
@@ -127,7 +146,11 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         described = asdict(self)
         for name, figures in (("before", self.before), ("after", self.after)):
-            described[name]["max_rate"] = figures.max_rate
+            described[name] |= {
+                "max_rate": figures.max_rate,
+                "core_s_per_million": figures.core_s_per_million,
+                "utilisation": figures.utilisation,
+            }
         return described
 
 
@@ -145,8 +168,13 @@ class _Bench:
     server_cpus: list[int] | None
     say: Say
 
-    def closed_loop(self, endpoint: Endpoint, figures: Figures, cores: int) -> None:
-        best = (0.0, math.inf, 0.0)
+    @property
+    def server_cores(self) -> int:
+        return len(self.server_cpus) if self.server_cpus else os.cpu_count() or 1
+
+    def closed_loop(self, endpoint: Endpoint, figures: Figures) -> None:
+        """The better of the connection counts, with its cost and utilisation, as one round."""
+        tried: list[tuple[float, float, float, bool]] = []
         for connections in self.protocol.connections:
             settle(endpoint.target, self.protocol.bounds_s[0])
             used, began = endpoint.cpu_seconds(), time.monotonic()
@@ -155,12 +183,17 @@ class _Bench:
                 cpus=self.client_cpus, timeout_s=_REQUEST_TIMEOUT_S,
             )  # fmt: skip
             cpu_s, took_s = endpoint.cpu_seconds() - used, time.monotonic() - began
-            self.say(f"{endpoint.name}: at most {result.goodput_rps():,.0f} req/s over {connections} connections")
-            # The load's own start-up is in took_s, so utilisation errs on the low side, for both endpoints alike.
-            per_million = cpu_s / max(1, int(result.ok.sum())) * 1e6
-            best = max(best, (result.goodput_rps(), per_million, cpu_s / (took_s * cores)), key=lambda b: b[0])
-        figures.max_rates.append(best[0])
-        figures.core_s_per_million, figures.utilisation = best[1:]
+            short_of_cpu = result.client_cpu_share > CPU_LIMIT
+            at_least = "at least" if short_of_cpu else "at most"
+            self.say(f"{endpoint.name}: {at_least} {result.goodput_rps():,.0f} req/s over {connections} connections")
+            cost = cpu_s / answered * 1e6 if (answered := int(result.ok.sum())) else math.nan
+            tried.append((result.goodput_rps(), cost, cpu_s / (took_s * self.server_cores), short_of_cpu))
+        rate, cost, utilisation, short_of_cpu = max(tried, key=lambda t: t[0])
+        figures.max_rates.append(rate)
+        figures.utilisations.append(utilisation)
+        figures.max_rate_is_a_floor |= short_of_cpu
+        if math.isfinite(cost):
+            figures.max_rate_costs.append(cost)
 
     def self_check(self, rate: float) -> SelfCheck:
         """The highest of a few rates, `rate` or less, that the client holds against a null server; the last one tried
@@ -180,20 +213,20 @@ class _Bench:
         return check
 
     def slo_rate(
-        self, endpoint: Endpoint, bound_s: float, seed: int, guess: tuple[float, float], ceiling: float, *, wide: bool
+        self, endpoint: Endpoint, bound_s: float, seed: int, guess: tuple[float, float], ceiling: float, steps: int
     ) -> SloRate:
         """One seed's bisection from a guess, at `ceiling` at most: what the client holds.
 
         Raises ClientSaturated when the client's own lag hides the answer.
         """
-        steps = poisson_steps(
+        judge_step = poisson_steps(
             endpoint.target, bound_s=bound_s, duration_s=self.protocol.step_s, warmup_s=self.protocol.warmup_s,
             connections=self.protocol.open_connections, cpus=self.client_cpus, timeout_s=max(2.0, 4 * bound_s),
         )  # fmt: skip
 
         def measure(rate: float, step_seed: int) -> StepResult:
             settle(endpoint.target, bound_s)
-            step = steps(rate, step_seed)
+            step = judge_step(rate, step_seed)
             verdict = "can't tell" if step.client_saturated else "holds" if step.met else "too late"
             self.say(f"{endpoint.name}: {rate:,.0f} req/s, p99 {step.p99_s * 1e3:,.1f} ms: {verdict}")
             return step
@@ -201,28 +234,43 @@ class _Bench:
         low, high = guess
         return follow_slo_rate(
             measure, low=min(low, ceiling / 2), high=min(high, ceiling), floor=min(low, ceiling / 2) / _FALLBACK,
-            ceiling=ceiling, steps=self.protocol.steps if wide else self.protocol.steps_again, seed=seed, retries=2,
+            ceiling=ceiling, steps=steps, seed=seed, retries=2,
         )  # fmt: skip
 
     def slo_rates(self, pairs: list[tuple[Endpoint, Figures]], bound_s: float, ceiling: float) -> None:
+        """Fill in each endpoint's rate at one bound: the median over the seeds, None unless every seed could tell."""
         label = bound_label(bound_s)
         for seed in self.protocol.seeds if ceiling > 0 else ():
             for endpoint, figures in pairs:
-                rates = figures.slo_rate_per_seed.setdefault(label, [])
-                known = statistics.median(rates) if rates else 0.0
-                centre = known or figures.max_rate
-                guess = (known / _NEAR, known * _NEAR) if known else (centre / _BELOW, centre * _SPAN)
+                rates = figures.slo_rate_per_seed.setdefault(label, {})
+                if not figures.max_rate:
+                    continue  # it answered nothing: there is no rate to look for
+                guess, steps = self._guess(figures, label, bound_s)
                 try:
-                    found = self.slo_rate(endpoint, bound_s, seed, guess, ceiling, wide=not known)
+                    found = self.slo_rate(endpoint, bound_s, seed, guess, ceiling, steps)
                 except ClientSaturated as error:
                     self.say(f"{endpoint.name}: {error}")
                     continue
-                rates.append(found.median)
+                rates[seed] = found.median
+                judged = [step for step in found.trace if not step.result.client_saturated]
+                figures.p99_by_rate += [(step.rate, _finite(step.result.p99_s)) for step in judged]
                 floor = figures.slo_rate_is_a_floor.get(label, False)
                 figures.slo_rate_is_a_floor[label] = floor or found.at_ceiling
         for _, figures in pairs:
-            rates = figures.slo_rate_per_seed.setdefault(label, [])
-            figures.slo_rate[label] = statistics.median(rates) if rates else None
+            rates = figures.slo_rate_per_seed.setdefault(label, {})
+            told = len(rates) == len(self.protocol.seeds)
+            figures.slo_rate[label] = statistics.median(rates.values()) if told else None
+
+    def _guess(self, figures: Figures, label: str, bound_s: float) -> tuple[tuple[float, float], int]:
+        """((low, high), bisections): near this bound's earlier seeds, else near what other bounds' steps showed of it,
+        else wide around the closed loop's maximum."""
+        if rates := [rate for rate in figures.slo_rate_per_seed[label].values() if rate]:
+            known = statistics.median(rates)
+        elif kept := [rate for rate, p99_s in figures.p99_by_rate if p99_s and p99_s <= bound_s]:
+            known = max(kept)
+        else:
+            return (figures.max_rate / _BELOW, figures.max_rate * _SPAN), self.protocol.steps
+        return (known / _NEAR, known * _NEAR), self.protocol.steps_again
 
     def equal_load(self, endpoint: Endpoint, figures: Figures, rate: float, seed: int) -> LoadResult:
         settle(endpoint.target, self.protocol.bounds_s[0])
@@ -239,7 +287,7 @@ class _Bench:
                 "latency_p50_s": _finite(judged.latency_quantile_s(0.50)),
                 "latency_p99_s": _finite(judged.latency_quantile_s(0.99)),
                 "error_rate": 1.0 - float(judged.ok.mean()),
-                "core_s_per_million": cpu_s / max(1, int(result.ok.sum())) * 1e6,
+                "core_s_per_million": cpu_s / answered * 1e6 if (answered := int(result.ok.sum())) else None,
                 "send_lag_p99_s": _finite(judged.send_lag_p99_s),
             }
         )
@@ -258,11 +306,11 @@ def settle(target: Target, bound_s: float, *, patience_s: float = 15.0) -> None:
     """
     end, prompt = time.monotonic() + patience_s, 0
     while prompt < 2 and time.monotonic() < end:
-        began = time.monotonic()
+        began, answered = time.monotonic(), False
         with contextlib.suppress(OSError), socket.create_connection((target.host, target.port), timeout=2.0) as probe:
             probe.sendall(target.requests[0])
             answered = probe.recv(65536).startswith(b"HTTP/1.1 200")
-            prompt = prompt + 1 if answered and time.monotonic() - began < bound_s else 0
+        prompt = prompt + 1 if answered and time.monotonic() - began < bound_s else 0
         if not prompt:
             time.sleep(0.05)
 
@@ -279,12 +327,11 @@ def compare(
     """Measure both endpoints side by side, in turn. A client that holds nothing leaves every SLO rate None."""
     bench = _Bench(protocol, client_cpus, server_cpus, say)
     pairs = [(before, Figures()), (after, Figures())]
-    cores = len(server_cpus) if server_cpus else 1
     for endpoint, _ in pairs:
         run_closed_loop(endpoint.target, connections=8, duration_s=protocol.warmup_s + 1.0, cpus=client_cpus)
     for _ in range(protocol.rounds):
         for endpoint, figures in pairs:
-            bench.closed_loop(endpoint, figures, cores)
+            bench.closed_loop(endpoint, figures)
 
     check = bench.self_check(_SPAN * max(figures.max_rate for _, figures in pairs))
     for bound_s in protocol.bounds_s:
@@ -292,7 +339,7 @@ def compare(
 
     # Latency is compared at a load that the baseline carries with ease, not in its overload.
     sure = pairs[0][1].slo_rate[bound_label(protocol.bounds_s[0])]
-    equal = max(5.0, 0.7 * (sure if sure else 0.25 * pairs[0][1].max_rate))
+    equal = max(5.0, 0.7 * sure if sure else pairs[0][1].max_rate / 6)
     client_share = 0.0
     for number in range(protocol.rounds):
         for endpoint, figures in pairs:
@@ -302,7 +349,8 @@ def compare(
     for _, figures in pairs:
         summarise(figures)
     return Comparison(
-        protocol=protocol, server_cores=cores, equal_load_rate=equal, self_check=asdict(check), before=pairs[0][1],
+        protocol=protocol, server_cpus=server_cpus, client_cpus=client_cpus, equal_load_rate=equal,
+        equal_load_from="slo rate" if sure else "closed loop", self_check=asdict(check), before=pairs[0][1],
         after=pairs[1][1], client_cpu_share=client_share,
     )  # fmt: skip
 
@@ -317,5 +365,5 @@ def summarise(figures: Figures) -> None:
 
     figures.latency_p50_s, figures.latency_p99_s = median("latency_p50_s"), median("latency_p99_s")
     figures.error_rate = statistics.mean(float(r["error_rate"] or 0.0) for r in rounds)
-    figures.core_s_per_million_equal_load = median("core_s_per_million") or 0.0
+    figures.core_s_per_million_equal_load = median("core_s_per_million")
 

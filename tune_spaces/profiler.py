@@ -47,7 +47,7 @@ def profile(
     """
     profiles: list[Profile] = []
     for variant in variants:
-        config = RuntimeConfig(name="torch" if variant.format == "torch_export" else "onnxruntime", threads=threads)
+        config = runtime_config_of(variant, threads=threads)
         on_progress(f"{variant.name} on {config.name}")
         job = {
             "store": str(store.root),

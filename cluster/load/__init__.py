@@ -9,11 +9,21 @@ from cluster.load.report import percentile_rows, summary_rows
 from cluster.load.result import LoadResult, histogram_quantiles_s, merge_histograms, merge_results
 from cluster.load.runner import Target, run_closed_loop, run_open_loop
 from cluster.load.self_check import SelfCheck, self_check
-from cluster.load.slo_rate import SloRate, Step, StepResult, find_slo_rate, follow_slo_rate, judge, poisson_steps
+from cluster.load.slo_rate import (
+    CPU_LIMIT,
+    SloRate,
+    Step,
+    StepResult,
+    find_slo_rate,
+    follow_slo_rate,
+    judge,
+    poisson_steps,
+)
 
 __all__ = [
     "BAD_RESPONSE",
     "CONNECT_FAILED",
+    "CPU_LIMIT",
     "OUTCOME_NAMES",
     "RESET",
     "TIMEOUT",

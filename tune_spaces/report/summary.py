@@ -67,8 +67,30 @@ def _ratio(after: float | None, before: float | None) -> str:
     return f"{after / before:,.2f}x" if after is not None and before else "-"
 
 
+def _slo_ratio(before: Figures, after: Figures, label: str) -> str:
+    """A floor on one side makes the ratio a bound, on both it makes it nothing."""
+    low, high = before.slo_rate_is_a_floor.get(label), after.slo_rate_is_a_floor.get(label)
+    ratio = _ratio(after.slo_rate.get(label), before.slo_rate.get(label))
+    if ratio == "-" or (low and high):
+        return "-"
+    return f"at most {ratio}" if low else f"at least {ratio}" if high else ratio
+
+
+def _cost(core_s: float | None) -> str:
+    return "nothing answered" if core_s is None else f"{core_s:,.0f}"
+
+
 def _ms(seconds: float | None) -> str:
     return "failed" if seconds is None else f"{seconds * 1e3:,.2f} ms"
+
+
+def _max(figures: Figures) -> str:
+    return f"{'at least ' if figures.max_rate_is_a_floor else ''}{figures.max_rate:,.0f} req/s"
+
+
+def _kib(variant: Variant) -> str:
+    """Of the graph alone: the torch variant keeps its weights a second time, for the baseline's model class."""
+    return f"{variant.model_file.size_bytes / 1024:,.0f} KiB"
 
 
 def _rate(figures: Figures, label: str) -> str:
@@ -85,13 +107,12 @@ def before_after_rows(report: DemoReport) -> list[Row]:
     rows: list[Row] = []
     for bound_s in both.protocol.bounds_s:
         label = bound_label(bound_s)
-        ratio = _ratio(after.slo_rate.get(label), before.slo_rate.get(label))
+        ratio = _slo_ratio(before, after, label)
         rows.append((f"SLO rate (p99 within {label})", _rate(before, label), _rate(after, label), ratio))
     load = f"at {both.equal_load_rate:,.0f} req/s"
     old, new = report.before_variant, report.after_variant
     rows += [
-        ("max rate, closed loop", f"{before.max_rate:,.0f} req/s", f"{after.max_rate:,.0f} req/s",
-         _ratio(after.max_rate, before.max_rate)),
+        ("max rate, closed loop", _max(before), _max(after), _ratio(after.max_rate, before.max_rate)),
         (f"p50 {load}", _ms(before.latency_p50_s), _ms(after.latency_p50_s),
          _ratio(after.latency_p50_s, before.latency_p50_s)),
         (f"p99 {load}", _ms(before.latency_p99_s), _ms(after.latency_p99_s),
@@ -99,12 +120,12 @@ def before_after_rows(report: DemoReport) -> list[Row]:
         ("utilisation of the server cores, at max rate", f"{before.utilisation:.0%}", f"{after.utilisation:.0%}", ""),
         (f"errors {load}", f"{before.error_rate:.3%}", f"{after.error_rate:.3%}", ""),
         ("accuracy [95% interval]", accuracy_text(old.accuracy), accuracy_text(new.accuracy), ""),
-        ("size", f"{old.size_bytes / 1024:,.0f} KiB", f"{new.size_bytes / 1024:,.0f} KiB",
-         _ratio(new.size_bytes, old.size_bytes)),
-        ("core-seconds per million answers, at max rate", f"{before.core_s_per_million:,.0f}",
-         f"{after.core_s_per_million:,.0f}", _ratio(after.core_s_per_million, before.core_s_per_million)),
-        (f"core-seconds per million answers, {load}", f"{before.core_s_per_million_equal_load:,.0f}",
-         f"{after.core_s_per_million_equal_load:,.0f}",
+        ("size of the graph with its weights", _kib(old), _kib(new),
+         _ratio(new.model_file.size_bytes, old.model_file.size_bytes)),
+        ("core-seconds per million answers, at max rate", _cost(before.core_s_per_million),
+         _cost(after.core_s_per_million), _ratio(after.core_s_per_million, before.core_s_per_million)),
+        (f"core-seconds per million answers, {load}", _cost(before.core_s_per_million_equal_load),
+         _cost(after.core_s_per_million_equal_load),
          _ratio(after.core_s_per_million_equal_load, before.core_s_per_million_equal_load)),
     ]
     return rows
@@ -118,7 +139,7 @@ def variant_rows(variants: list[Variant]) -> list[tuple[str, ...]]:
         delta = ""
         if a is not None and a.delta is not None and a.delta_interval is not None:
             delta = f"{a.delta:+.4f} [{a.delta_interval[0]:+.4f}, {a.delta_interval[1]:+.4f}]"
-        rows.append((v.name, v.id, v.format, f"{v.size_bytes / 1024:,.0f} KiB", accuracy_text(a), delta,
+        rows.append((v.name, v.id, v.format, _kib(v), accuracy_text(a), delta,
                      (a.verdict or "") if a else ""))
     return rows
 
@@ -159,6 +180,19 @@ def _markdown(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(lines)
 
 
+def _cores(both: Comparison) -> str:
+    shared = set(both.server_cpus or ()) & set(both.client_cpus or ())
+    said = f"Servers and all of Ray on cores {both.server_cpus or 'any'}, client on {both.client_cpus or 'any'}."
+    return f"{said} They shared a core: no figure is of the server alone." if shared or not both.server_cpus else said
+
+
+def _per_seed(figures: Figures) -> str:
+    return "; ".join(
+        f"{label}: {', '.join(f'{rate:,.0f}' for rate in rates.values()) or 'none could tell'}"
+        for label, rates in figures.slo_rate_per_seed.items()
+    )
+
+
 def markdown(report: DemoReport) -> str:
     """The whole report as Markdown."""
     hardware = ", ".join(f"{key}: {value}" for key, value in fingerprint().items())
@@ -169,14 +203,18 @@ def markdown(report: DemoReport) -> str:
 
 `{report.command}` took {report.total_seconds:.0f} s. Protocol: {both.protocol.name} ({both.protocol.step_s:g} s a step,
 {len(both.protocol.seeds)} seeds). {caution}
-Client used {both.client_cpu_share:.0%} of its core; alone against a null server: {both.self_check}.
+{_cores(both)} Both deployments were up all the while, so each one idled on the other's cores.
+The client alone, against a null server, {"held" if both.self_check["ok"] else "did not hold"}
+{both.self_check["rate"]:,.0f} req/s with a p99 send lag of {both.self_check["send_lag_p99_s"] * 1e3:.2f} ms;
+at equal load it used {both.client_cpu_share:.0%} of its core. The equal load is {both.equal_load_rate:,.0f} req/s, from
+the baseline's {both.equal_load_from}.
 
 {_markdown(("", "before", "after", "after/before"), list(before_after_rows(report)))}
 
 Before: fp32 eager torch in a stock Ray Serve deployment, JSON, no batching. After: `{report.plan.variant_name}` on
 {report.plan.runtime.name}, max_batch_size {report.plan.max_batch_size}, binary tensors.
 
-SLO rate by seed: before {both.before.slo_rate_per_seed}, after {both.after.slo_rate_per_seed}.
+SLO rate by seed (req/s): before {_per_seed(both.before)}; after {_per_seed(both.after)}.
 
 ## Variants
 

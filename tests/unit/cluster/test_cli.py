@@ -19,7 +19,7 @@ def test_the_table_and_the_commands_are_the_same() -> None:
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_help_ends_with_an_example_of_that_command(command: str) -> None:
     help_text = RUNNER.invoke(app, [command, "--help"]).output
-    example = re.search(r"Example: (sluice .*)", help_text)
+    example = re.fullmatch(r" *Example: (sluice .*)", help_text.strip().splitlines()[-1])
     assert example, help_text
     assert example.group(1).split()[1] == command
 
@@ -41,6 +41,9 @@ def test_commands_that_print_a_table_have_json(command: str) -> None:
         (["deploy", "/does/not/exist.yaml"], "/does/not/exist.yaml"),
         (["load", "ftp://x"], "ftp://x"),
         (["demo", "--protocol", "sloppy"], "sloppy"),
+        (["demo", "--recipe", "no_such_recipe", "--dry-run"], "no_such_recipe"),
+        (["load", "http://localhost:port"], "port"),
+        (["load", "http://localhost:1", "--rate", "nan"], "nan"),
         (["stop", "no-such-cluster"], "no-such-cluster"),
     ],
 )

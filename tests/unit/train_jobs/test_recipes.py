@@ -38,3 +38,9 @@ def test_on_the_digits_the_users_own_settings_stay() -> None:
     assert (config.epochs, config.seed, config.num_workers) == (2, 5, 1)
     untouched = recipes.on_dataset(recipes.recipe("cnn_fashion_mnist"), "digits")
     assert untouched == recipes.cnn_digits(), "nothing of a recipe for clothes (mirroring!) is used on digits"
+
+
+def test_a_stand_in_stays_what_it_is_whatever_was_asked_for() -> None:
+    asked = recipes.recipe("cnn_fashion_mnist").with_overrides(["dataset=mnist", "epochs=2"])
+    stand_in = recipes.on_dataset(asked, "digits")
+    assert (stand_in.dataset, stand_in.epochs) == ("digits", 2)

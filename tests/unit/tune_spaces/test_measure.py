@@ -77,7 +77,8 @@ def test_the_search_follows_a_server_below_and_above_its_closed_loop(
     figures = Figures(max_rates=[100.0])
     bench = _Bench(replace(SMOKE, steps=5, steps_again=3, seeds=(1, 2, 3)), None, None, lambda line: None)
     bench.slo_rates([(Endpoint("x", fast, lambda: 0.0), figures)], 0.05, 1000.0)
-    for rate in figures.slo_rate_per_seed["50ms"]:
+    assert set(figures.slo_rate_per_seed["50ms"]) == {1, 2, 3}
+    for rate in figures.slo_rate_per_seed["50ms"].values():
         assert rate <= capacity <= 1.12 * rate
     assert not figures.slo_rate_is_a_floor["50ms"]
     assert max(asked) <= 1000.0

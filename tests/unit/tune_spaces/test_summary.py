@@ -22,7 +22,10 @@ def variant(name: str, format_: str, size: int) -> Variant:
         name=name,
         family="cnn",
         format=format_,  # type: ignore[arg-type]
-        files=(ArtifactFile(path=f"model.{suffix}", sha256="0" * 64, size_bytes=size),),
+        files=(
+            ArtifactFile(path=f"model.{suffix}", sha256="0" * 64, size_bytes=size),
+            ArtifactFile(path="weights.safetensors", sha256="1" * 64, size_bytes=size),
+        ),
         inputs=(TensorSpec(name="image", datatype="UINT8", shape=(-1, 1, 28, 28)),),
         outputs=(TensorSpec(name="logits", datatype="FP32", shape=(-1, 10)),),
         accuracy=Accuracy(
@@ -40,13 +43,14 @@ def report(tmp_path: Path) -> DemoReport:
         made_by="test",
     )
     figures = {
-        "slo_rate": {"50ms": 100.0}, "slo_rate_per_seed": {"50ms": [90.0, 100.0, 110.0]}, "max_rates": [120.0],
-        "latency_p50_s": 0.010, "latency_p99_s": 0.040, "core_s_per_million": 8000.0,
+        "slo_rate": {"50ms": 100.0}, "slo_rate_per_seed": {"50ms": {1: 90.0, 2: 100.0, 3: 110.0}}, "max_rates": [120.0],
+        "latency_p50_s": 0.010, "latency_p99_s": 0.040, "max_rate_costs": [8000.0],
         "core_s_per_million_equal_load": 9000.0,
     }
     faster = figures | {"slo_rate": {"50ms": 1500.0}, "latency_p99_s": 0.004}
     comparison = Comparison(
-        protocol=QUICK, server_cores=1, equal_load_rate=70.0, self_check={"ok": True}, before=Figures(**figures),  # type: ignore[arg-type]
+        protocol=QUICK, server_cpus=[0], client_cpus=[1], equal_load_rate=70.0, equal_load_from="slo rate",
+        self_check={"ok": True, "rate": 2000.0, "send_lag_p99_s": 0.0002}, before=Figures(**figures),  # type: ignore[arg-type]
         after=Figures(**faster), client_cpu_share=0.2,  # type: ignore[arg-type]
     )
     profile = Profile(
@@ -63,7 +67,7 @@ def test_ratios_are_after_over_before(report: DemoReport) -> None:
     rows = {row[0]: row[1:] for row in before_after_rows(report)}
     assert rows["SLO rate (p99 within 50ms)"] == ("100 req/s", "1,500 req/s", "15.00x")
     assert rows["p99 at 70 req/s"] == ("40.00 ms", "4.00 ms", "0.10x")
-    assert rows["size"] == ("4 KiB", "1 KiB", "0.25x")
+    assert rows["size of the graph with its weights"] == ("4 KiB", "1 KiB", "0.25x")
 
 
 def test_every_row_is_in_the_terminal_table_and_in_the_markdown(report: DemoReport) -> None:
@@ -83,6 +87,9 @@ def test_what_nobody_could_tell_is_not_a_number(report: DemoReport) -> None:
     report.comparison.after.slo_rate_is_a_floor["50ms"] = True
     rows = {row[0]: row[1:] for row in before_after_rows(report)}
     assert rows["SLO rate (p99 within 50ms)"] == ("can't tell", "at least 1,500 req/s", "-")
+    report.comparison.before.slo_rate["50ms"] = 100.0
+    rows = {row[0]: row[1:] for row in before_after_rows(report)}
+    assert rows["SLO rate (p99 within 50ms)"][2] == "at least 15.00x"
     assert rows["p99 at 70 req/s"] == ("failed", "4.00 ms", "-")
 
 
