@@ -74,8 +74,7 @@ def test_kill_9_under_load(
         body, headers = encode_request({"image": trained.pictures[:1]}, binary=True, binary_output=True)
         request = build_request("POST", "/v2/models/classifier/infer", "x", headers, body)
         target = Target("127.0.0.1", cluster.http_port, [request], [b'"outputs"'])
-        # The load's own start takes about a second, so the kill lands a little earlier in its schedule: found below.
-        threading.Timer(KILL_AT_S, kill).start()
+        threading.Timer(KILL_AT_S, kill).start()  # about a second earlier in the schedule: the load starts up meanwhile
         result = run_open_loop(target, poisson(RATE, DURATION_S, seed=1), duration_s=DURATION_S, timeout_s=10.0)
         assert killed_at
     failed = result.scheduled_s[~result.ok]

@@ -40,7 +40,10 @@ class Nuisance(threading.Thread):
     def run(self) -> None:
         while not self.done.wait(0.05):
             with socket.create_connection(("127.0.0.1", self._port), timeout=10) as connection:
-                connection.sendall(self._kinds[self.sent % len(self._kinds)])
+                kind = self._kinds[self.sent % len(self._kinds)]
+                connection.sendall(kind)
+                if kind is self._kinds[-1]:
+                    connection.recv(65536)  # this one stays to hear that its time ran out
             self.sent += 1
 
 

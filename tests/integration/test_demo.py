@@ -60,11 +60,19 @@ def read_until(process: subprocess.Popen[str], words: str) -> list[str]:
     pytest.fail(f"{words!r} never came:\n{''.join(lines)}")
 
 
-def assert_nothing_left(folder: Path, session: int) -> None:
+def temporary_folders(folder: Path) -> list[Path]:
+    """Of the clusters that run now."""
+    return [Path(json.loads(path.read_text())["temp_dir"]) for path in (folder / "clusters").glob("*.json")]
+
+
+def assert_nothing_left(folder: Path, session: int, temporary: list[Path]) -> None:
     """No process of ours, none of the demo's session, no folder of a cluster, no state."""
     end = time.monotonic() + 40
     while left := [*marked(state_dir=folder / "clusters"), *in_session(session)]:
         assert time.monotonic() < end, f"still there: {[(p.pid, p.cmdline()[:4]) for p in left]}"
+        time.sleep(0.2)
+    while there := [path for path in temporary if path.exists()]:
+        assert time.monotonic() < end, f"still there: {there}"
         time.sleep(0.2)
     assert list((folder / "clusters").glob("*.json")) == []
 
@@ -89,11 +97,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_interrupt_in_training_leaves_nothing(folder: Path) -> None:
     with demo(folder) as process:
         read_until(process, "epoch ")
+        temporary = temporary_folders(folder)
+        assert temporary
         os.killpg(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C: to the whole foreground group
         assert process.wait(timeout=60) == 130
         assert process.stdout is not None
         assert "interrupted" in process.stdout.read()
-    assert_nothing_left(folder, process.pid)
+    assert_nothing_left(folder, process.pid, temporary)
 
 
 def test_the_demo_resumes_and_its_report_holds_together(folder: Path) -> None:
@@ -122,7 +132,7 @@ def test_the_demo_resumes_and_its_report_holds_together(folder: Path) -> None:
     service = yaml.safe_load((out / "ray-service.yaml").read_text())
     carried = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]
     assert carried["args"]["variant"] == report["plan"]["variant_id"]
-    assert_nothing_left(folder, process.pid)
+    assert_nothing_left(folder, process.pid, [])
 
 
 @pytest.mark.parametrize(
@@ -140,6 +150,7 @@ def test_whatever_ends_it_wherever_nothing_is_left(folder: Path, stage: str, num
     with demo(folder) as process:
         read_until(process, stage)
         time.sleep(0.3)  # well inside the stage
+        temporary = temporary_folders(folder)
         process.send_signal(number)
         assert process.wait(timeout=60) != 0
-    assert_nothing_left(folder, process.pid)
+    assert_nothing_left(folder, process.pid, temporary)

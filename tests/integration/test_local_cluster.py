@@ -66,6 +66,8 @@ def test_stop_ends_exactly_what_was_started(trained: Trained, state_dir: Path) -
             with LocalCluster("goes", state_dir=state_dir) as goes:
                 deploy(goes, plan_of(trained.store, trained.fp32))
                 assert [c.name for c in list_clusters(state_dir)] == ["goes", "stays"]
+                with pytest.raises(ConfigError, match="'stays' runs already"):
+                    LocalCluster("stays", state_dir=state_dir).start()
                 mark = next(c.cluster_id for c in list_clusters(state_dir) if c.name == "goes")
                 pids = {p.pid for p in marked(mark)}
                 assert any("haproxy" in psutil.Process(pid).name() for pid in pids), "a HAProxy of its own"
@@ -137,6 +139,12 @@ def test_a_taken_port_is_refused_before_anything_starts(state_dir: Path) -> None
         with pytest.raises(ConfigError, match=str(port)):
             LocalCluster("x", http_port=port, state_dir=state_dir).start()
     assert list_clusters(state_dir) == []
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", "-x", "a b"])
+def test_a_name_that_is_no_file_name_is_refused(name: str, state_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="name="):
+        LocalCluster(name, state_dir=state_dir)
 
 
 def test_what_is_not_there_is_not_stopped(state_dir: Path) -> None:

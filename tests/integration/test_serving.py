@@ -193,10 +193,14 @@ def test_a_full_queue_answers_503_with_retry_after_and_the_rest_rightly(
     body, headers = encode_request({"image": trained.pictures[:16]}, binary=True, binary_output=True)
     expected = np.argmax(trained.expected(trained.int8, trained.pictures[:16]), axis=1)
 
+    request = build_request("POST", INFER, "x", headers, body)
+
     async def burst() -> list[httpx.Response]:
-        limits = httpx.Limits(max_connections=400)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.http_port}", timeout=60, limits=limits) as own:
-            return await asyncio.gather(*(own.post(INFER, content=body, headers=headers) for _ in range(400)))
+        """400 connections first, then a request on each: all there before the first batch is done."""
+        pairs = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", served.http_port) for _ in range(400)))
+        for _, writer in pairs:
+            writer.write(request)
+        return [await answer_on(reader, writer) for reader, writer in pairs]
 
     answers = asyncio.run(burst())
     statuses = Counter(answer.status_code for answer in answers)
@@ -207,6 +211,14 @@ def test_a_full_queue_answers_503_with_retry_after_and_the_rest_rightly(
             assert "max_queued_requests" in answer.json()["error"]
         else:
             np.testing.assert_array_equal(np.argmax(logits_of(answer), axis=1), expected)
+
+
+async def answer_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> httpx.Response:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+    content = await reader.readexactly(int(headers["content-length"]))
+    writer.close()
+    return httpx.Response(int(head[0].split()[1]), headers=headers, content=content)
 
 
 def test_a_timeout_that_cannot_be_met_is_answered_408(client: httpx.Client, trained: Trained) -> None:
