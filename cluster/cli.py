@@ -157,12 +157,14 @@ def demo(
     run: Annotated[str | None, typer.Option(help="Name; an interrupted demo's name resumes it [default: new].")] = None,
     recipe: Annotated[str, typer.Option(help="What to train.")] = "cnn_fashion_mnist_quick",
     protocol: Annotated[str, typer.Option(help="quick (minutes), full (benchmarks/PROTOCOL.md), or smoke.")] = "quick",
+    bound_ms: Annotated[list[float] | None, typer.Option(help="p99 bound; repeatable [default: the protocol's].")] = None,
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train, compress, profile, deploy, load and report: the main job end to end, before against after."""
     _run(
-        "demo", output=output, run=run, recipe_name=recipe, protocol_name=protocol, as_json=json, dry_run=dry_run
+        "demo", output=output, run=run, recipe_name=recipe, protocol_name=protocol, bounds_ms=bound_ms, as_json=json,
+        dry_run=dry_run,
     )  # fmt: skip
 
 

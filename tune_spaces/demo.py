@@ -10,9 +10,9 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from cluster.local import LocalCluster
 from cluster.plans import Plan
 from cluster.variants import Variant
 from tune_spaces import baseline
-from tune_spaces.measure import PROTOCOLS, Comparison, Endpoint, compare
+from tune_spaces.measure import PROTOCOLS, Comparison, Endpoint, Protocol, compare
 from tune_spaces.profiler import profile
 from tune_spaces.report.summary import DemoReport, print_tables, write_report
 from tune_spaces.traffic import check_answers, classifier_target, stock_target
@@ -105,7 +105,7 @@ def train_and_compress(
 
 
 def before_and_after(
-    plan: Plan, variants: list[Variant], store: ArtifactStore, run_name: str, protocol_name: str, stages: Stages
+    plan: Plan, variants: list[Variant], store: ArtifactStore, run_name: str, protocol: Protocol, stages: Stages
 ) -> Comparison:
     """Deploy the baseline and the plan side by side, check that both answer rightly, then measure them in turn."""
     from train_jobs import datasets
@@ -134,11 +134,11 @@ def before_and_after(
         with stages.stage("check: both answer as their variant does in this process"):
             check_answers(store, parent, stock_load, pictures)
             check_answers(store, chosen, our_load, pictures)
-        with stages.stage(f"load: {protocol_name} protocol, before and after in turn"):
+        with stages.stage(f"load: {protocol.name} protocol, before and after in turn"):
             return compare(
                 Endpoint("before", stock_load, stock.cpu_seconds),
                 Endpoint("after", our_load, ours.cpu_seconds),
-                PROTOCOLS[protocol_name],
+                protocol,
                 client_cpus=cores.client or None,
                 server_cpus=cores.server or None,
                 say=stages.say,
@@ -151,6 +151,7 @@ def main(
     run: str | None = None,
     recipe_name: str = "cnn_fashion_mnist_quick",
     protocol_name: str = "quick",
+    bounds_ms: Sequence[float] | None = None,
     as_json: bool = False,
     dry_run: bool = False,
 ) -> None:
@@ -160,6 +161,11 @@ def main(
     """
     if protocol_name not in PROTOCOLS:
         raise ConfigError(f"protocol={protocol_name!r} is unknown; pass --protocol with one of {sorted(PROTOCOLS)}")
+    protocol = PROTOCOLS[protocol_name]
+    if bounds_ms:
+        if not all(0 < bound <= 500 for bound in bounds_ms):  # a request is given up after 2 s, four times that
+            raise ConfigError(f"bound_ms={list(bounds_ms)} must lie between 0 and 500; pass --bound-ms 50")
+        protocol = replace(protocol, bounds_s=tuple(bound / 1e3 for bound in bounds_ms))
     from train_jobs import recipes
 
     recipes.recipe(recipe_name)
@@ -184,7 +190,7 @@ def main(
     config_path.write_text(to_yaml(serve_config(plan, http_host="0.0.0.0", http_port=8000)))
     (folder / "plan.json").write_text(plan.model_dump_json(indent=2))
     (folder / "ray-service.yaml").write_text(manifests.to_yaml(manifests.render_ray_service(plan)))
-    comparison = before_and_after(plan, variants, store, run_name, protocol_name, stages)
+    comparison = before_and_after(plan, variants, store, run_name, protocol, stages)
     report = DemoReport(
         run_name=run_name,
         plan=plan,
@@ -193,7 +199,8 @@ def main(
         comparison=comparison,
         stage_seconds=stages.seconds,
         total_seconds=time.monotonic() - started,
-        command=f"sluice demo --recipe {recipe_name} --protocol {protocol_name}",
+        command=f"sluice demo --recipe {recipe_name} --protocol {protocol_name}"
+        + "".join(f" --bound-ms {bound:g}" for bound in bounds_ms or ()),
         serve_config=str(config_path),
     )
     written = write_report(report, folder)

@@ -6,7 +6,6 @@ Outside the ordinary tests: `make chaos` runs it and writes docs/results/DATE-ch
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,22 +62,20 @@ def test_kill_9_under_load(
 ) -> None:
     with LocalCluster("chaos", state_dir=tmp_path) as cluster:
         deploy(cluster, plan_of(trained.store, trained.int8, num_replicas=num_replicas, num_cpus_per_replica=0.5))
-        victims = [p for p in marked(own_cluster_id(cluster)) if find(p)]
-        assert victims, f"no process is {what}"
-        killed_at: list[float] = []
+        killed: list[psutil.Process] = []
 
-        def kill() -> None:
-            victims[0].kill()
-            killed_at.append(time.monotonic())
+        def kill() -> None:  # looked up now: a HAProxy that reloaded its configuration is another process
+            killed.extend([p for p in marked(own_cluster_id(cluster)) if find(p)][-1:])
+            killed[0].kill()
 
         body, headers = encode_request({"image": trained.pictures[:1]}, binary=True, binary_output=True)
         request = build_request("POST", "/v2/models/classifier/infer", "x", headers, body)
         target = Target("127.0.0.1", cluster.http_port, [request], [b'"outputs"'])
         threading.Timer(KILL_AT_S, kill).start()  # about a second earlier in the schedule: the load starts up meanwhile
         result = run_open_loop(target, poisson(RATE, DURATION_S, seed=1), duration_s=DURATION_S, timeout_s=10.0)
-        assert killed_at
+        assert killed, f"no process was {what}"
     failed = result.scheduled_s[~result.ok]
-    outage_s = float(failed.max() - failed.min()) if failed.size else 0.0
+    answered_at = np.sort((result.scheduled_s + result.latency_s)[result.ok])
     late = result.scheduled_s > DURATION_S - 10.0
     record(
         "chaos",
@@ -88,7 +85,7 @@ def test_kill_9_under_load(
         requests=result.count,
         failed=int(failed.size),
         failed_share=f"{failed.size / result.count:.2%}",
-        first_to_last_failure_s=round(outage_s, 2),
+        longest_time_without_an_answer_s=round(float(np.diff(answered_at).max()), 2),
         latency_p99_ok_ms=round(result.latency_ok_quantile_s(0.99) * 1e3, 1),
         outcomes=result.outcomes(),
         serves_again=bool(np.all(result.ok[late])),

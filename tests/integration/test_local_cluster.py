@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from cluster.errors import ClusterError, ConfigError
@@ -69,10 +68,10 @@ def test_stop_ends_exactly_what_was_started(trained: Trained, state_dir: Path) -
                 with pytest.raises(ConfigError, match="'stays' runs already"):
                     LocalCluster("stays", state_dir=state_dir).start()
                 mark = next(c.cluster_id for c in list_clusters(state_dir) if c.name == "goes")
-                pids = {p.pid for p in marked(mark)}
-                assert any("haproxy" in psutil.Process(pid).name() for pid in pids), "a HAProxy of its own"
-                ports = listening(pids)
-                assert goes.http_port in ports
+                # HAProxy takes over from itself when it reads a new configuration: look until the new one is there.
+                wait_until(lambda: goes.http_port in listening({p.pid for p in marked(mark)}), "its port open")
+                assert any("haproxy" in p.name() for p in marked(mark)), "a HAProxy of its own"
+                ports = listening({p.pid for p in marked(mark)})
                 assert answers(goes.http_port)
                 assert goes.cpu_seconds() > 0
             assert not marked(mark)

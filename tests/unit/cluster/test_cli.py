@@ -42,6 +42,7 @@ def test_commands_that_print_a_table_have_json(command: str) -> None:
         (["load", "ftp://x"], "ftp://x"),
         (["demo", "--protocol", "sloppy"], "sloppy"),
         (["demo", "--recipe", "no_such_recipe", "--dry-run"], "no_such_recipe"),
+        (["demo", "--bound-ms", "0", "--dry-run"], "bound_ms=[0.0]"),
         (["load", "http://localhost:port"], "port"),
         (["load", "http://localhost:1", "--rate", "nan"], "nan"),
         (["stop", "no-such-cluster"], "no-such-cluster"),
