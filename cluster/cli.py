@@ -157,7 +157,7 @@ def demo(
     run: Annotated[str | None, typer.Option(help="Name; an interrupted demo's name resumes it [default: new].")] = None,
     recipe: Annotated[str, typer.Option(help="What to train.")] = "cnn_fashion_mnist_quick",
     protocol: Annotated[str, typer.Option(help="quick (minutes), full (benchmarks/PROTOCOL.md), or smoke.")] = "quick",
-    bound_ms: Annotated[list[float] | None, typer.Option(help="p99 bound; repeatable [default: the protocol's].")] = None,
+    bound_ms: Annotated[list[float] | None, typer.Option(help="p99 bounds [default: the protocol's].")] = None,
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
