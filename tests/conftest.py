@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,11 +86,6 @@ def marked(cluster_id: str | None = None, *, state_dir: Path | None = None) -> l
         except (psutil.Error, OSError):
             continue
     return found
-
-
-def own_cluster_id(cluster: LocalCluster) -> str:
-    """The mark that this cluster's processes carry."""
-    return json.loads((cluster.state_dir / f"{cluster.name}.json").read_text())["cluster_id"]
 
 
 def listening(pids: set[int]) -> set[int]:

@@ -17,7 +17,7 @@ import pytest
 from cluster.load import Target, build_request, poisson, run_open_loop
 from cluster.local import LocalCluster
 from serve_apps.oip.codec import encode_request
-from tests.conftest import Trained, deploy, marked, own_cluster_id, plan_of
+from tests.conftest import Trained, deploy, marked, plan_of
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
@@ -65,7 +65,7 @@ def test_kill_9_under_load(
         killed: list[psutil.Process] = []
 
         def kill() -> None:  # looked up now: a HAProxy that reloaded its configuration is another process
-            killed.extend([p for p in marked(own_cluster_id(cluster)) if find(p)][-1:])
+            killed.extend([p for p in marked(cluster.cluster_id) if find(p)][-1:])
             killed[0].kill()
 
         body, headers = encode_request({"image": trained.pictures[:1]}, binary=True, binary_output=True)

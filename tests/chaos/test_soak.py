@@ -19,7 +19,7 @@ import pytest
 from cluster.load import Target, build_request, poisson, run_open_loop
 from cluster.local import LocalCluster
 from serve_apps.oip.codec import encode_request
-from tests.conftest import Trained, deploy, marked, own_cluster_id, plan_of
+from tests.conftest import Trained, deploy, marked, plan_of
 
 SOAK_S = float(os.environ.get("SOAK_S", "600"))
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(SOAK_S + 300)]
@@ -60,7 +60,7 @@ def test_soak(trained: Trained, tmp_path: Path, record: Callable[..., Any]) -> N
     with LocalCluster("soak", state_dir=tmp_path) as cluster:
         deploy(cluster, plan_of(trained.store, trained.int8))
         target = Target("127.0.0.1", cluster.http_port, [request], [b'"outputs"'])
-        everyone = marked(own_cluster_id(cluster))
+        everyone = marked(cluster.cluster_id)
         mine = [p for p in everyone if p.name() == "haproxy" or "ServeReplica" in " ".join(p.cmdline())]
         run_open_loop(target, poisson(RATE, 30.0, seed=0), duration_s=30.0)  # pools and caches fill
         nuisance = Nuisance(cluster.http_port, request, hurried)

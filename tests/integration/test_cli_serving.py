@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from cluster.local import LocalCluster, free_ports
-from tests.conftest import Trained, marked, own_cluster_id
+from tests.conftest import Trained, marked
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -100,5 +100,5 @@ def test_stock_serve_deploy_and_ours_take_the_generated_config(
         refused = tmp_path / "bad.yaml"
         refused.write_text(yaml.safe_dump({"applications": [{"name": "x", "import_path": "no.such:thing"}]}))
         assert "no" in sluice("deploy", str(refused), "--address", cluster.dashboard_address, code=2).stderr
-        mark = own_cluster_id(cluster)
+        mark = cluster.cluster_id
     assert not marked(mark)

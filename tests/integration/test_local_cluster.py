@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
 from cluster.errors import ClusterError, ConfigError
-from cluster.local import LocalCluster, list_clusters, stop_cluster
+from cluster.local import ClusterRecord, LocalCluster, list_clusters, stop_cluster
 from tests.conftest import Trained, deploy, listening, marked, plan_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 OWNER = """
-import json, sys, time
+import time
 from cluster.local import LocalCluster
 cluster = LocalCluster("owned", ha_proxy=False)
 cluster.start()
-print(json.dumps([cluster.http_port, cluster.temp_dir]), flush=True)
+print("up", flush=True)
 time.sleep(600)
 """
 
 
-def start_owner() -> subprocess.Popen[str]:
-    """A process that starts a cluster, prints its port and folder, and sleeps."""
-    return subprocess.Popen(
-        [sys.executable, "-c", OWNER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+@contextmanager
+def owner_of(state_dir: Path) -> Iterator[tuple[subprocess.Popen[str], ClusterRecord]]:
+    """A process that has started a cluster and sleeps, and what the state file says of that cluster."""
+    command = [sys.executable, "-c", OWNER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as owner:
+        try:
+            assert owner.stdout is not None
+            assert owner.stdout.readline() == "up\n"
+            yield owner, list_clusters(state_dir)[0]
+        finally:
+            owner.kill()
 
 
 def wait_until(true: Callable[[], bool], what: str, timeout_s: float = 40.0) -> None:
@@ -43,10 +49,6 @@ def wait_until(true: Callable[[], bool], what: str, timeout_s: float = 40.0) -> 
     while not true():
         assert time.monotonic() < end, f"after {timeout_s:g} s still not: {what}"
         time.sleep(0.1)
-
-
-def own_mark(state_dir: Path) -> str:
-    return json.loads(next(state_dir.glob("*.json")).read_text())["cluster_id"]
 
 
 def answers(port: int) -> bool:
@@ -67,7 +69,7 @@ def test_stop_ends_exactly_what_was_started(trained: Trained, state_dir: Path) -
                 assert [c.name for c in list_clusters(state_dir)] == ["goes", "stays"]
                 with pytest.raises(ConfigError, match="'stays' runs already"):
                     LocalCluster("stays", state_dir=state_dir).start()
-                mark = next(c.cluster_id for c in list_clusters(state_dir) if c.name == "goes")
+                mark = goes.cluster_id
                 # HAProxy takes over from itself when it reads a new configuration: look until the new one is there.
                 wait_until(lambda: goes.http_port in listening({p.pid for p in marked(mark)}), "its port open")
                 assert any("haproxy" in p.name() for p in marked(mark)), "a HAProxy of its own"
@@ -91,43 +93,24 @@ def test_stop_ends_exactly_what_was_started(trained: Trained, state_dir: Path) -
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_cluster_ends_with_its_owner(number: signal.Signals, state_dir: Path) -> None:
-    owner = start_owner()
-    try:
-        assert owner.stdout is not None
-        _, temp_dir = json.loads(owner.stdout.readline())
-        mark = own_mark(state_dir)
-        assert len(marked(mark)) > 3
+    with owner_of(state_dir) as (owner, record):
+        assert len(marked(record.cluster_id)) > 3
         owner.send_signal(number)
         owner.wait(timeout=60)
-        wait_until(lambda: not marked(mark), "all processes gone")
-        wait_until(lambda: not Path(temp_dir).exists(), "the temporary folder gone")
+        wait_until(lambda: not marked(record.cluster_id), "all processes gone")
+        wait_until(lambda: not Path(record.temp_dir).exists(), "the temporary folder gone")
         assert list_clusters(state_dir) == []
-    finally:
-        owner.kill()
-        owner.wait()
-        assert owner.stdout is not None
-        owner.stdout.close()
 
 
 def test_stop_cleans_up_after_a_supervisor_that_was_killed(state_dir: Path) -> None:
-    owner = start_owner()
-    try:
-        assert owner.stdout is not None
-        owner.stdout.readline()
-        mark = own_mark(state_dir)
-        record = list_clusters(state_dir)[0]
+    with owner_of(state_dir) as (_, record):
         os.kill(record.supervisor_pid, signal.SIGKILL)
         wait_until(lambda: record.supervisor() is None, "the supervisor dead")
         assert [c.name for c in list_clusters(state_dir)] == ["owned"], "its leavings are still ours to stop"
         stop_cluster("owned", state_dir)
-        assert not marked(mark)
+        assert not marked(record.cluster_id)
         assert not Path(record.temp_dir).exists()
         assert list_clusters(state_dir) == []
-    finally:
-        owner.kill()
-        owner.wait()
-        assert owner.stdout is not None
-        owner.stdout.close()
 
 
 def test_a_taken_port_is_refused_before_anything_starts(state_dir: Path) -> None:
@@ -153,8 +136,9 @@ def test_what_is_not_there_is_not_stopped(state_dir: Path) -> None:
 
 def test_a_config_that_fails_says_why_and_leaves_a_clean_machine(trained: Trained, state_dir: Path) -> None:
     plan = plan_of(trained.store, trained.int8, variant_id="0" * 16)
-    with LocalCluster("broken", ha_proxy=False, state_dir=state_dir) as cluster:
-        mark = own_mark(state_dir)
-        with pytest.raises(ClusterError, match="0000000000000000"):
-            deploy(cluster, plan)
-    assert not marked(mark)
+    with (
+        LocalCluster("broken", ha_proxy=False, state_dir=state_dir) as cluster,
+        pytest.raises(ClusterError, match="0000000000000000"),
+    ):
+        deploy(cluster, plan)
+    assert not marked(cluster.cluster_id)

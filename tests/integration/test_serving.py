@@ -22,7 +22,7 @@ from cluster.errors import InferenceFailed
 from cluster.load import Target, build_request, poisson, run_open_loop
 from cluster.local import LocalCluster
 from serve_apps.oip.codec import decode_response, encode_request
-from tests.conftest import Trained, deploy, marked, own_cluster_id, plan_of
+from tests.conftest import Trained, deploy, marked, plan_of
 from tests.poison import poisonous_variant
 from tune_spaces.traffic import check_answers, classifier_target
 
@@ -230,7 +230,7 @@ def test_a_timeout_that_cannot_be_met_is_answered_408(client: httpx.Client, trai
 
 def test_settings_change_without_a_restart(served: LocalCluster, client: httpx.Client, trained: Trained) -> None:
     """`user_config` swaps the variant between two batches: same processes, no request lost."""
-    mark = own_cluster_id(served)
+    mark = served.cluster_id
     replicas = {p.pid for p in marked(mark) if "ServeReplica" in " ".join(p.cmdline())}
     assert replicas
     plan = plan_of(trained.store, trained.int8, max_batch_size=16, max_queued_requests=64)
@@ -295,7 +295,7 @@ def test_a_failing_model_fails_nobody_but_the_request_that_it_chokes_on(
 def test_a_killed_replica_is_replaced_under_load(another: LocalCluster, trained: Trained) -> None:
     """kill -9 of one of two replicas under load: only requests that it held may fail, and it serves again."""
     deploy(another, plan_of(trained.store, trained.int8, num_replicas=2, num_cpus_per_replica=0.5))
-    replicas = [p for p in marked(own_cluster_id(another)) if "ServeReplica" in " ".join(p.cmdline())]
+    replicas = [p for p in marked(another.cluster_id) if "ServeReplica" in " ".join(p.cmdline())]
     victim = replicas[-1]
     body, headers = encode_request({"image": trained.pictures[:1]}, binary=True, binary_output=True)
     request = build_request("POST", INFER, "x", headers, body)

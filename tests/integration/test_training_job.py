@@ -20,7 +20,7 @@ import ray
 import torch
 
 from cluster.local import LocalCluster, list_clusters
-from tests.conftest import marked, own_cluster_id
+from tests.conftest import marked
 from train_jobs import datasets, job, recipes
 from train_jobs.config import TrainConfig
 from train_jobs.loop import Diverged, Progress, correct
@@ -58,7 +58,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 
 def workers_of(cluster: LocalCluster) -> list[psutil.Process]:
     """The processes in which the loop runs."""
-    return [p for p in marked(own_cluster_id(cluster)) if any("RayTrainWorker" in part for part in p.cmdline())]
+    return [p for p in marked(cluster.cluster_id) if any("RayTrainWorker" in part for part in p.cmdline())]
 
 
 def assert_whole(history: list[Progress], config: TrainConfig) -> None:
