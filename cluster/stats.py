@@ -7,12 +7,14 @@ pictures, so only the pictures on which they disagree carry information.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from cluster.variants import Verdict
-
+Verdict = Literal["holds", "fails", "unclear"]
 Flags = NDArray[np.bool_]
 _RESAMPLES = 20_000
 
@@ -37,10 +39,18 @@ def upper_bound(k: int, n: int, confidence: float = 0.95) -> float:
     return jeffreys(k, n, 1.0 - 2.0 * (1.0 - confidence))[1]
 
 
-def paired_delta(
-    parent_correct: Flags, child_correct: Flags, confidence: float = 0.95, seed: int = 0
-) -> tuple[float, tuple[float, float]]:
-    """Accuracy of the child minus the parent's on the same n pictures, with its paired bootstrap interval.
+@dataclass(frozen=True)
+class PairedDelta:
+    """Accuracy of a child minus its parent's, as a fraction: the two-sided 95% interval, and bounds that each hold
+    with 95% one-sided."""
+
+    value: float
+    interval: tuple[float, float]
+    bounds: tuple[float, float]
+
+
+def paired_delta(parent_correct: Flags, child_correct: Flags, seed: int = 0) -> PairedDelta:
+    """The difference on the same n pictures, with its paired bootstrap.
 
     Resampling n pictures only moves the counts won, lost and tied, which are multinomial: they are drawn directly.
     Half a count is added to each, so that no disagreement at all still leaves an interval of honest width.
@@ -51,10 +61,8 @@ def paired_delta(
     lost = int(np.sum(parent_correct & ~child_correct))
     weights = np.array([won + 0.5, lost + 0.5, n - won - lost + 0.5])
     draws = np.random.default_rng(seed).multinomial(n, weights / weights.sum(), size=_RESAMPLES)
-    deltas = (draws[:, 0] - draws[:, 1]) / n
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(deltas, [tail, 1.0 - tail])
-    return (won - lost) / n, (float(low), float(high))
+    low, low_bound, high_bound, high = map(float, np.quantile((draws[:, 0] - draws[:, 1]) / n, [0.025, 0.05, 0.95, 0.975]))
+    return PairedDelta((won - lost) / n, (low, high), (low_bound, high_bound))
 
 
 def _check_paired(*columns: NDArray[np.generic]) -> None:
@@ -63,9 +71,9 @@ def _check_paired(*columns: NDArray[np.generic]) -> None:
         raise ValueError(f"shapes {shapes} must be equal, flat and not empty: one entry for each picture")
 
 
-def judge_relative(parent_correct: Flags, child_correct: Flags, max_drop: float) -> Verdict:
-    """Is the child at most `max_drop` (a fraction: 0.005 is half a point) below its parent, one-sided 95%?"""
-    _, (low, high) = paired_delta(parent_correct, child_correct, confidence=0.90)
+def judge_relative(bounds: tuple[float, float], max_drop: float) -> Verdict:
+    """Is a child with these one-sided bounds of its PairedDelta at most `max_drop` (0.005 is half a point) below?"""
+    low, high = bounds
     if low >= -max_drop:
         return "holds"
     return "fails" if high < -max_drop else "unclear"

@@ -23,14 +23,15 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field
 
 from cluster.errors import ArtifactError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9][A-Za-z0-9._-]{0,99}){0,4}$"
 """Names of files and references: no segment is empty, hidden or "..", so a name never leaves its folder."""
 
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
 ]
-Verdict = Literal["holds", "fails", "unclear"]
+Precision = Literal["fp32", "bf16", "int8"]
+"""What the bulk of a graph's arithmetic is meant to be done in."""
 
 
 def canonical_sha256(content: Mapping[str, Any]) -> str:
@@ -65,11 +66,24 @@ class Pass(_Frozen):
     params: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class Difference(_Frozen):
+    """Accuracy of this variant minus that of `other_id` on the same pictures (paired), in fractions: 0.005 is half a
+    point, negative is worse. Each measured in the runtime that its Accuracy names."""
+
+    other_id: str
+    value: float
+    interval: tuple[float, float]
+    """Two-sided 95%."""
+    bounds: tuple[float, float]
+    """One-sided 95% each, below and above: what a floor is judged on."""
+    worst_class_drop: float
+    """The largest loss in any one class; negative if every class gained."""
+
+
 class Accuracy(_Frozen):
     """Measured on the full test set in the runtime that will serve it (docs: benchmarks/PROTOCOL.md).
 
-    `interval` is the two-sided Jeffreys interval; `delta*` compares with the parent on the same pictures (paired),
-    in fractions (0.005 is half a point), negative when this variant is worse.
+    `interval` is the two-sided Jeffreys interval.
     """
 
     metric: str = "accuracy"
@@ -80,14 +94,13 @@ class Accuracy(_Frozen):
     confidence: float = 0.95
     dataset: str
     runtime: str
-    delta: float | None = None
-    delta_interval: tuple[float, float] | None = None
-    worst_class_drop: float | None = None
-    verdict: Verdict | None = None
+    to_parent: Difference | None = None
+    to_root: Difference | None = None
+    """Against the trained model at the top of the lineage: small losses add up unseen from parent to parent."""
 
 
 class Variant(_Frozen):
-    """The manifest. Everything but `name`, `accuracy`, `provenance` and `created_at` goes into `id`."""
+    """The manifest. Everything but `name`, `accuracies`, `provenance` and `created_at` goes into `id`."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -95,12 +108,15 @@ class Variant(_Frozen):
     parent_id: str | None = None
     passes: tuple[Pass, ...] = ()
     format: Literal["onnx", "torch_export"]
+    precision: Precision = "fp32"
+    """A runtime that can choose computes in it."""
     files: tuple[ArtifactFile, ...] = ()
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...] = ()
     preprocessing: str = ""
-    accuracy: Accuracy | None = None
+    accuracies: tuple[Accuracy, ...] = ()
+    """One for each runtime that it was measured in, the one that it was made for first."""
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -112,8 +128,8 @@ class Variant(_Frozen):
         content = self.model_dump(
             mode="json",
             include={
-                "schema_version", "family", "parent_id", "passes", "format", "files", "inputs", "outputs", "labels",
-                "preprocessing",
+                "schema_version", "family", "parent_id", "passes", "format", "precision", "files", "inputs", "outputs",
+                "labels", "preprocessing",
             },
         )
         return canonical_sha256(content)[:16]
@@ -123,6 +139,15 @@ class Variant(_Frozen):
         copied = super().model_copy(update=update, deep=deep)
         copied.__dict__.pop("id", None)
         return copied
+
+    @property
+    def accuracy(self) -> Accuracy | None:
+        """In the runtime that it was made for; None if it was never measured."""
+        return self.accuracies[0] if self.accuracies else None
+
+    def accuracy_in(self, runtime: str) -> Accuracy | None:
+        """In that very runtime, None if it was not measured there: executors round differently."""
+        return next((accuracy for accuracy in self.accuracies if accuracy.runtime == runtime), None)
 
     @property
     def size_bytes(self) -> int:

@@ -1,39 +1,34 @@
-"""Trained model -> measured variants. Accuracy is that of the graph in the runtime that will serve it, on the full test
-set; each variant is compared with its parent on the same pictures."""
+"""Graph -> stored, measured variant. Accuracy is that of the graph in each runtime that may serve it, on the full test
+set, and compared with its parent and with the trained model on the same samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors.torch import save
 
-from cluster import hardware, stats
+from cluster import stats
 from cluster.artifacts import ANYTHING, ArtifactStore
-from cluster.runtimes import RuntimeConfig, load_runtime
-from cluster.runtimes.base import RuntimeName
-from cluster.variants import Accuracy, Pass, Variant
-from train_jobs import datasets
-from train_jobs.compression.quantize import QuantizeConfig, quantize
-from train_jobs.config import TrainConfig
-from train_jobs.datasets import PictureDataset
-from train_jobs.export import INPUT, output_spec, to_onnx, to_torch_archive
-from train_jobs.models import CNN
+from cluster.errors import InferenceFailed, InvalidRequest
+from cluster.runtimes import RuntimeConfig, RuntimeName, load_runtime, runtimes_for
+from cluster.slo import AccuracyFloor
+from cluster.stats import Flags
+from cluster.variants import Accuracy, Difference, Variant
+from train_jobs.datasets import LabelledDataset
 
-MAX_DROP = 0.005
-"""Default relative floor: at most half a point below the parent."""
+_FLOOR = AccuracyFloor()
+"""What a variant is told against when it is made; the SLO's own decides later."""
 
 
 def correct_flags(
-    store: ArtifactStore, variant: Variant, dataset: PictureDataset, config: RuntimeConfig, *, batch_size: int = 250
-) -> NDArray[np.bool_]:
-    """For each test picture: is the variant right about it?"""
+    store: ArtifactStore, variant: Variant, dataset: LabelledDataset, config: RuntimeConfig, *, batch_size: int = 250
+) -> Flags:
+    """For each test sample: is the variant right about it? Its one output holds a score per class."""
     runtime = load_runtime(store, variant, config)
+    entry, output = variant.inputs[0].name, variant.outputs[0].name
     try:
         labels = [
-            np.argmax(runtime.infer({INPUT.name: dataset.x_test[i : i + batch_size]})["logits"], axis=1)
+            np.argmax(runtime.infer({entry: dataset.x_test[i : i + batch_size]})[output], axis=1)
             for i in range(0, len(dataset.x_test), batch_size)
         ]
     finally:
@@ -41,92 +36,70 @@ def correct_flags(
     return np.asarray(np.concatenate(labels) == dataset.y_test)
 
 
-def judge(
-    correct: NDArray[np.bool_], dataset: PictureDataset, *, runtime: str, parent: NDArray[np.bool_] | None = None,
-    max_drop: float = MAX_DROP,
+def measured(
+    correct: Flags, dataset: LabelledDataset, *, runtime: str, parent: tuple[str, Flags] | None = None,
+    root: tuple[str, Flags] | None = None,
 ) -> Accuracy:  # fmt: skip
-    """Counts -> Accuracy with its interval and, against a parent, the paired difference and the verdict."""
+    """Counts -> Accuracy with its interval and, against a parent and a root (id, what it got right), the paired
+    differences."""
     right, total = int(correct.sum()), len(correct)
-    plain = Accuracy(
+
+    def difference(other: tuple[str, Flags] | None) -> Difference | None:
+        if other is None:
+            return None
+        delta = stats.paired_delta(other[1], correct)
+        return Difference(
+            other_id=other[0], value=delta.value, interval=delta.interval, bounds=delta.bounds,
+            worst_class_drop=stats.worst_class_drop(dataset.y_test, other[1], correct),
+        )  # fmt: skip
+
+    return Accuracy(
         value=right / total, correct=right, total=total, interval=stats.jeffreys(right, total), dataset=dataset.name,
-        runtime=runtime,
+        runtime=runtime, to_parent=difference(parent), to_root=difference(root),
     )  # fmt: skip
-    if parent is None:
-        return plain
-    delta, interval = stats.paired_delta(parent, correct)
-    return plain.model_copy(
-        update={
-            "delta": delta,
-            "delta_interval": interval,
-            "worst_class_drop": stats.worst_class_drop(dataset.y_test, parent, correct),
-            "verdict": stats.judge_relative(parent, correct, max_drop),
-        }
-    )
 
 
-class _Bench:
-    """Stores variants of one model, measures each in its runtime, and remembers what each got right."""
+class Bench:
+    """Stores variants of one model, the trained one first, and remembers what each got right."""
 
-    def __init__(self, store: ArtifactStore, dataset: PictureDataset, notify: Callable[[str], None]) -> None:
+    def __init__(self, store: ArtifactStore, dataset: LabelledDataset, notify: Callable[[str], None]) -> None:
         self._store = store
         self._dataset = dataset
         self._notify = notify
-        self._correct: dict[str, NDArray[np.bool_]] = {}
+        self._correct: dict[str, Flags] = {}
+        self._root_id = ""
 
-    def add(self, variant: Variant, files: dict[str, bytes], runtime: RuntimeName) -> Variant:
-        """Store and measure; the name points at the variant once its accuracy is known, never before."""
+    def add(self, variant: Variant, files: dict[str, bytes], made_for: RuntimeName) -> Variant:
+        """Store, and measure in `made_for` and every other installed runtime that executes it; the name points at the
+        variant once its accuracy is known, never before.
+
+        Raises InvalidRequest if `made_for` cannot execute the variant; another runtime that cannot is left out.
+        """
         stored = self._store.put(variant, files)
-        correct = correct_flags(self._store, stored, self._dataset, RuntimeConfig(name=runtime))
-        self._correct[stored.id] = correct
-        parent = self._correct[stored.parent_id] if stored.parent_id else None
-        accuracy = judge(correct, self._dataset, runtime=runtime, parent=parent)
-        stored = self._store.put(stored.model_copy(update={"accuracy": accuracy}), files)
+        accuracies = []
+        for runtime in dict.fromkeys([made_for, *runtimes_for(variant.format)]):
+            try:
+                accuracies.append(self._measure(stored, runtime))
+            except (InferenceFailed, InvalidRequest) as error:
+                if runtime == made_for:
+                    raise InvalidRequest(f"{variant.name} does not run on {runtime}: {error}") from error
+                self._notify(f"{stored.name} does not run on {runtime} and is not planned there: {error}")
+        stored = self._store.put(stored.model_copy(update={"accuracies": tuple(accuracies)}), files)
         self._store.set_ref(stored.name, stored.id, expected=ANYTHING)
-        verdict = f", {accuracy.verdict} within {MAX_DROP:.1%} of its parent" if accuracy.verdict else ""
+        first = accuracies[0]
+        others = "".join(f", {a.value:.4f} on {a.runtime}" for a in accuracies[1:])
+        verdict = f", {_FLOOR.verdict(first)}: {_FLOOR}" if first.to_root else ""
         self._notify(
-            f"{stored.name}: {accuracy.value:.4f} on {accuracy.total} test pictures{verdict}, "
+            f"{stored.name}: {first.value:.4f} on {first.total} test samples ({first.runtime}{others}){verdict}, "
             f"{stored.size_bytes:,} bytes"
         )
         return stored
 
-
-def build_variants(
-    store: ArtifactStore, model: CNN, config: TrainConfig, dataset: PictureDataset, *,
-    quantization: QuantizeConfig | None = None, notify: Callable[[str], None] = lambda line: None,
-) -> list[Variant]:  # fmt: skip
-    """torch fp32, ONNX fp32 and ONNX int8, measured, stored and named "<recipe>/...". The ONNX fp32 graph descends
-    from the torch program, the int8 graph from the ONNX one.
-
-    Raises ConfigError if the data set is not the one that the model was trained on.
-    """
-    datasets.require(dataset, config.dataset)
-    quantization = quantization or QuantizeConfig()
-    common: dict[str, Any] = {
-        "family": config.family,
-        "inputs": (INPUT,),
-        "outputs": (output_spec(len(dataset.labels)),),
-        "labels": dataset.labels,
-        "preprocessing": model.preprocess.describe(),
-        "provenance": {
-            "config": config.model_dump(mode="json"),
-            "dataset": {"name": dataset.name, "test_sha256": dataset.test_sha256},
-            "made_on": hardware.fingerprint(),
-        },
-    }
-    bench = _Bench(store, dataset, notify)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    eager = bench.add(
-        Variant(name=f"{config.recipe}/fp32-torch", format="torch_export", passes=(Pass(name="train"),), **common),
-        {"model.pt2": to_torch_archive(model), "weights.safetensors": save(weights)},
-        "torch",
-    )
-    graph = to_onnx(model)
-    fp32 = Variant(
-        name=f"{config.recipe}/fp32", format="onnx", parent_id=eager.id, passes=(Pass(name="export_onnx"),), **common
-    )
-    fp32 = bench.add(fp32, {"model.onnx": graph}, "onnxruntime")
-    # Calibration pictures come from the training set; the test set judges and nothing else.
-    quantized = quantize(graph, dataset.x_train, quantization, input_name=INPUT.name, shape=INPUT.shape)
-    step = Pass(name="quantize_static_int8", params=quantization.model_dump(mode="json"))
-    int8 = Variant(name=f"{config.recipe}/int8", format="onnx", parent_id=fp32.id, passes=(step,), **common)
-    return [eager, fp32, bench.add(int8, {"model.onnx": quantized}, "onnxruntime")]
+    def _measure(self, variant: Variant, runtime: RuntimeName) -> Accuracy:
+        correct = correct_flags(self._store, variant, self._dataset, RuntimeConfig(name=runtime))
+        self._correct.setdefault(variant.id, correct)  # the first runtime is the one that others are compared with
+        if variant.parent_id is None:
+            self._root_id = self._root_id or variant.id
+            return measured(correct, self._dataset, runtime=runtime)
+        parent, root = ((id_, self._correct[id_]) for id_ in (variant.parent_id, self._root_id))
+        return measured(correct, self._dataset, runtime=runtime, parent=parent, root=root)

@@ -93,7 +93,7 @@ def train_worker(job: dict[str, Any]) -> None:
         _finish(folder, config, dataset, result)
 
 
-def _finish(folder: Path, config: TrainConfig, dataset: datasets.PictureDataset, result: TrainResult) -> None:
+def _finish(folder: Path, config: TrainConfig, dataset: datasets.LabelledDataset, result: TrainResult) -> None:
     unfinished = folder / ".model.safetensors"
     save_file(result.model.state_dict(), unfinished)
     os.replace(unfinished, folder / "model.safetensors")

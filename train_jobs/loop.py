@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cluster.errors import TrainingFailed
 from train_jobs import datasets
 from train_jobs.config import TrainConfig
-from train_jobs.datasets import PictureDataset
+from train_jobs.datasets import LabelledDataset
 from train_jobs.models import CNN, build_model
 from train_jobs.parallel.shards import batches, mirrored, seed_noise
 from train_jobs.parallel.workers import Workers
@@ -79,7 +79,7 @@ class _Clock:
         return Progress(epoch + 1, epochs, rate, loss, val_accuracy, (self.total - self.done) / max(rate, 1e-9))
 
 
-def split(config: TrainConfig, dataset: PictureDataset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def split(config: TrainConfig, dataset: LabelledDataset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x, y) to train on and (x, y) to validate on; the split depends on the seed alone."""
     order = np.random.default_rng(config.seed).permutation(len(dataset.y_train))
     kept = max(1, int(len(order) * config.validation))
@@ -125,7 +125,7 @@ def correct(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 512) ->
 
 def train(
     config: TrainConfig,
-    dataset: PictureDataset,
+    dataset: LabelledDataset,
     *,
     resume: dict[str, Any] | None = None,
     on_epoch: Callable[[Progress, dict[str, Any]], None] = lambda progress, state: None,

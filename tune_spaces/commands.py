@@ -58,12 +58,12 @@ def train(
 def compress(*, run: str, runs_dir: Path | None, store: Path | None, as_json: bool) -> None:
     """Variants of a finished run."""
     from train_jobs import datasets, job
-    from train_jobs.evaluate import build_variants
+    from train_jobs.compression.compress import build_variants, of_run
 
     model, config = job.load_run(run, runs_dir or default_runs_dir())
     console = Console(stderr=as_json, soft_wrap=True)
     dataset = datasets.load(config.dataset, notify=console.print)
-    variants = build_variants(_store(store), model, config, dataset, notify=console.print)
+    variants = build_variants(_store(store), of_run(model, config, dataset), dataset, notify=console.print)
     if as_json:
         print(json.dumps([v.model_dump(mode="json") for v in variants], indent=2))
     else:

@@ -89,7 +89,7 @@ def train_and_compress(
 ) -> list[Variant]:
     """Train the recipe data parallel on a local cluster, then make and measure its variants."""
     from train_jobs import datasets, recipes
-    from train_jobs.evaluate import build_variants
+    from train_jobs.compression.compress import build_variants, of_run
 
     config = recipes.recipe(recipe_name)
     dataset = datasets.load(config.dataset, notify=stages.notice)
@@ -101,7 +101,7 @@ def train_and_compress(
         )
     signal.signal(signal.SIGTERM, _terminated)  # ray.init took it
     with stages.stage("compress: fp32 and int8, each measured on the full test set"):
-        return build_variants(store, result.model, config, dataset, notify=stages.say)
+        return build_variants(store, of_run(result.model, config, dataset), dataset, notify=stages.say)
 
 
 def before_and_after(

@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.errors import ConfigError
 from cluster.plans import Plan
 from cluster.profiles import Profile
+from cluster.slo import AccuracyFloor
 from cluster.variants import Variant
 
 _NEAR_BEST = 0.95
@@ -20,39 +21,27 @@ _BATCH_S = 0.010
 still served in time."""
 
 
-def eligible(variants: Sequence[Variant]) -> list[Variant]:
-    """Variants whose accuracy floor holds, and their ancestors' among `variants`: each is judged against its parent,
-    so a child that keeps up with a parent that fell is no good. "unclear" is not good enough. One that was measured
-    without a parent and without a floor is its own floor.
-    """
-    by_id = {v.id: v for v in variants}
-
-    def holds(variant: Variant) -> bool:
-        accuracy = variant.accuracy
-        if accuracy is None:
-            return False
-        is_own_floor = variant.parent_id is None and accuracy.verdict is None
-        parent = by_id.get(variant.parent_id or "")
-        return (is_own_floor or accuracy.verdict == "holds") and (parent is None or holds(parent))
-
-    return [v for v in variants if holds(v)]
-
-
 def choose(
-    variants: Sequence[Variant], profiles: Sequence[Profile], *, model_name: str, store: Path, num_replicas: int = 1
-) -> Plan:
-    """The eligible variant with the highest profiled throughput (smaller file on a tie), at the batch size of `_cap`.
+    variants: Sequence[Variant], profiles: Sequence[Profile], *, floor: AccuracyFloor | None = None, model_name: str,
+    store: Path, num_replicas: int = 1,
+) -> Plan:  # fmt: skip
+    """The profiled variant with the highest throughput (smaller file on a tie) whose floor holds in the runtime of its
+    profile, at the batch size of `_cap`. "unclear" is not good enough.
 
     Raises ConfigError when no variant holds its accuracy floor, none of those was profiled, or the profiles are of
     several machines.
     """
-    allowed = {v.id: v for v in eligible(variants)}
+    floor = floor or AccuracyFloor()
+    allowed = {v.id: v for v in variants if any(floor.verdict(a) == "holds" for a in v.accuracies)}
     if not allowed:
-        verdicts = {v.name: (v.accuracy.verdict if v.accuracy else "not measured") for v in variants}
+        verdicts = {v.name: (floor.verdict(v.accuracy) if v.accuracy else "not measured") for v in variants}
         raise ConfigError(
             f"no variant holds its accuracy floor: {verdicts}; train longer (--set epochs=...), or quantize less"
         )
-    rows = [p for p in profiles if p.variant_id in allowed]
+    rows = [
+        p for p in profiles
+        if p.variant_id in allowed and floor.verdict(allowed[p.variant_id].accuracy_in(p.runtime.name)) == "holds"
+    ]  # fmt: skip
     if not rows:
         names = sorted(v.name for v in allowed.values())
         raise ConfigError(f"no variant that holds its floor was profiled: {names}; pass their profiles too")

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 
 from cluster.artifacts import ArtifactStore
 from cluster.errors import ConfigError
-from cluster.runtimes.base import Runtime, RuntimeConfig
+from cluster.runtimes.base import Runtime, RuntimeConfig, RuntimeName
+from cluster.runtimes.streams import StreamedRuntime
 from cluster.variants import Variant
 
-__all__ = ["Runtime", "RuntimeConfig", "load_runtime"]
+__all__ = ["Runtime", "RuntimeConfig", "RuntimeName", "load_runtime", "runtimes_for"]
 
-_LOADERS = {
+_LOADERS: dict[RuntimeName, tuple[str, str, tuple[str, ...]]] = {
     "onnxruntime": ("cluster.runtimes.onnxruntime_runtime", "OnnxRuntime", ("onnx",)),
+    "openvino": ("cluster.runtimes.openvino_runtime", "OpenVinoRuntime", ("onnx",)),
     "torch": ("cluster.runtimes.torch_runtime", "TorchRuntime", ("torch_export",)),
 }
+
+
+def runtimes_for(variant_format: str) -> list[RuntimeName]:
+    """The runtimes that execute this format and are installed here; imports none of them."""
+    return [
+        name
+        for name, (_, _, formats) in _LOADERS.items()
+        if variant_format in formats and importlib.util.find_spec(name) is not None
+    ]
 
 
 def load_runtime(store: ArtifactStore, variant: Variant, config: RuntimeConfig) -> Runtime:
@@ -30,5 +42,9 @@ def load_runtime(store: ArtifactStore, variant: Variant, config: RuntimeConfig) 
         raise ConfigError(
             f"runtime {config.name!r} cannot execute format {variant.format!r} of variant {variant.name}; use {able}"
         )
-    runtime: Runtime = getattr(importlib.import_module(module), loader)(store, variant, config)
-    return runtime
+    load = getattr(importlib.import_module(module), loader)
+    if config.streams == 1:
+        runtime: Runtime = load(store, variant, config)
+        return runtime
+    lane = config.model_copy(update={"streams": 1})
+    return StreamedRuntime([load(store, variant, lane) for _ in range(config.streams)], config)

@@ -11,20 +11,44 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Tensors = Mapping[str, NDArray[np.generic]]
-RuntimeName = Literal["torch", "onnxruntime"]
+RuntimeName = Literal["torch", "onnxruntime", "openvino"]
 
 
 class RuntimeConfig(BaseModel):
-    """How to execute a variant. Threads are an explicit field: the defaults of the libraries fight each other."""
+    """How to execute a variant. Threads are explicit fields: the defaults of the libraries fight each other."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: RuntimeName = "onnxruntime"
     threads: int = Field(default=1, ge=1, le=1024)
-    """Threads inside one operator (intra-op)."""
+    """Threads inside one operator (intra-op), in each stream."""
+    inter_op_threads: int = Field(default=1, ge=1, le=1024)
+    """Operators that run side by side where the graph branches; above 1 only ONNX Runtime can."""
+    streams: int = Field(default=1, ge=1, le=1024)
+    """Parts of one batch that are computed side by side, each with `threads` of its own: scales where a small model
+    leaves an operator too little work for its threads."""
+
+    @model_validator(mode="after")
+    def _able(self) -> RuntimeConfig:
+        if self.inter_op_threads > 1 and self.name != "onnxruntime":
+            raise ValueError(
+                f"inter_op_threads={self.inter_op_threads}: {self.name} runs operators one after another; "
+                "use streams, or runtime onnxruntime"
+            )
+        return self
+
+    @property
+    def cores(self) -> int:
+        """How many cores it can keep busy."""
+        return max(self.threads, self.inter_op_threads) * self.streams
+
+    def __str__(self) -> str:
+        """openvino, or openvino 2x4: two streams of four threads; the usual one thread is not said."""
+        shape = f" {self.streams}x{self.threads}" if (self.streams, self.threads) != (1, 1) else ""
+        return f"{self.name}{shape}" + (f" inter-op {self.inter_op_threads}" if self.inter_op_threads > 1 else "")
 
 
 class Runtime(Protocol):

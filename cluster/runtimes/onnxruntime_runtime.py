@@ -27,7 +27,9 @@ class OnnxRuntime:
         self._specs = variant.inputs
         options = ort.SessionOptions()
         options.intra_op_num_threads = config.threads
-        options.inter_op_num_threads = 1
+        options.inter_op_num_threads = config.inter_op_threads
+        if config.inter_op_threads > 1:
+            options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
         options.log_severity_level = 3
         # Spinning threads win a little latency on an idle machine and starve everything else on a shared one.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

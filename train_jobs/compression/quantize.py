@@ -1,4 +1,4 @@
-"""fp32 ONNX -> static int8 ONNX: QDQ, weights per channel, activations calibrated on real pictures."""
+"""fp32 ONNX -> static int8 ONNX: QDQ, weights per channel, activations calibrated on real samples."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import InvalidRequest
+from cluster.tensors import NUMPY_OF_DATATYPE
+from cluster.variants import TensorSpec
 
 
 class QuantizeConfig(BaseModel):
@@ -34,16 +36,17 @@ class QuantizeConfig(BaseModel):
     over one channel was 6 times as slow in int8 as in fp32 (it has 0.3% of the weights)."""
 
 
-class _Pictures(ortq.CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, name: str, pictures: NDArray[np.uint8], batch_size: int = 64) -> None:
+class _Samples(ortq.CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, name: str, samples: NDArray[np.generic], batch_size: int = 64) -> None:
         self._batches: Iterator[dict[str, Any]] = iter(
-            [{name: pictures[i : i + batch_size]} for i in range(0, len(pictures), batch_size)]
+            [{name: samples[i : i + batch_size]} for i in range(0, len(samples), batch_size)]
         )
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self._batches, None)
 
 
+_OPERATORS = ["Conv", "Gemm", "MatMul", "MaxPool", "Relu"]
 _METHODS = {
     "minmax": ortq.CalibrationMethod.MinMax,
     "percentile": ortq.CalibrationMethod.Percentile,
@@ -52,29 +55,36 @@ _METHODS = {
 
 
 def quantize(
-    model: bytes, pictures: NDArray[np.uint8], config: QuantizeConfig, *, input_name: str, shape: tuple[int, ...]
+    model: bytes, samples: NDArray[np.generic], config: QuantizeConfig, *, inputs: TensorSpec
 ) -> bytes:
-    """The quantized graph. `pictures` uint8 (N, ...), of which the first `config.samples` calibrate.
+    """The quantized graph. `samples` (N, ...), of which the first `config.samples` calibrate.
 
-    Raises InvalidRequest if there are no pictures or they do not have the model's shape.
+    Raises InvalidRequest if there are no samples, they do not have the model's shape, or nothing in the graph can be
+    quantized.
     """
-    if pictures.dtype != np.uint8 or pictures.shape[1:] != shape[1:] or not len(pictures):
+    if samples.dtype != NUMPY_OF_DATATYPE[inputs.datatype] or samples.shape[1:] != inputs.shape[1:] or not len(samples):
         raise InvalidRequest(
-            f"calibration pictures are {pictures.dtype} {list(pictures.shape)}; input {input_name!r} takes "
-            f"uint8 {list(shape)}, and at least one"
+            f"calibration samples are {samples.dtype} {list(samples.shape)}; input {inputs.name!r} takes "
+            f"{inputs.datatype} {list(inputs.shape)}, and at least one"
         )
     with tempfile.TemporaryDirectory() as folder, _quiet():
         source, prepared, target = (Path(folder) / name for name in ("in.onnx", "prepared.onnx", "out.onnx"))
         source.write_bytes(model)
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        ortq.quantize_static(
-            str(prepared), str(target), _Pictures(input_name, pictures[: config.samples]),
-            quant_format=ortq.QuantFormat.QDQ, per_channel=config.per_channel, reduce_range=config.reduce_range,
-            calibrate_method=_METHODS[config.calibration], activation_type=ortq.QuantType.QUInt8,
-            weight_type=ortq.QuantType.QInt8, op_types_to_quantize=["Conv", "Gemm", "MatMul", "MaxPool", "Relu"],
-            nodes_to_exclude=narrow_convolutions(onnx.load(prepared), config.min_input_channels),
-        )  # fmt: skip
-        return target.read_bytes()
+        try:
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            ortq.quantize_static(
+                str(prepared), str(target), _Samples(inputs.name, samples[: config.samples]),
+                quant_format=ortq.QuantFormat.QDQ, per_channel=config.per_channel, reduce_range=config.reduce_range,
+                calibrate_method=_METHODS[config.calibration], activation_type=ortq.QuantType.QUInt8,
+                weight_type=ortq.QuantType.QInt8, op_types_to_quantize=_OPERATORS,
+                nodes_to_exclude=narrow_convolutions(onnx.load(prepared), config.min_input_channels),
+            )  # fmt: skip
+        except Exception as error:
+            raise InvalidRequest(f"ONNX Runtime cannot quantize this graph: {error!r}"[:500]) from error
+        made = target.read_bytes()
+    if not any(node.op_type == "QuantizeLinear" for node in onnx.load_from_string(made).graph.node):
+        raise InvalidRequest(f"the graph has none of the operators that are quantized: {', '.join(_OPERATORS)}")
+    return made
 
 
 def narrow_convolutions(model: onnx.ModelProto, channels: int) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cluster.errors import ConfigError, DataUnavailable
 from train_jobs.datasets.idx import read_idx
 
-__all__ = ["NAMES", "PictureDataset", "load", "require"]
+__all__ = ["NAMES", "LabelledDataset", "load", "require"]
 
 NAMES = ("fashion-mnist", "mnist", "digits")
 _FASHION = (
@@ -31,7 +31,7 @@ _FILES = {
 
 
 @dataclass(frozen=True)
-class PictureDataset:
+class LabelledDataset:
     """Pictures uint8 (N, 1, 28, 28) and labels int64 (N,); `source` says where they came from."""
 
     name: str
@@ -48,7 +48,7 @@ class PictureDataset:
         return hashlib.sha256(self.x_test.tobytes() + self.y_test.tobytes()).hexdigest()
 
 
-def load(name: str, *, notify: Callable[[str], None] | None = None) -> PictureDataset:
+def load(name: str, *, notify: Callable[[str], None] | None = None) -> LabelledDataset:
     """The data set; where it is not to be had, the embedded digits after saying so through `notify` (`.name` tells).
 
     Without `notify` there is nobody to tell, so nothing stands in: raises DataUnavailable naming the reasons. Also
@@ -80,7 +80,7 @@ def load(name: str, *, notify: Callable[[str], None] | None = None) -> PictureDa
     return _digits()
 
 
-def require(dataset: PictureDataset, name: str) -> None:
+def require(dataset: LabelledDataset, name: str) -> None:
     """Raise ConfigError unless `dataset` is the one that a config names: a stand-in must not pass for it."""
     if dataset.name != name:
         raise ConfigError(
@@ -89,7 +89,7 @@ def require(dataset: PictureDataset, name: str) -> None:
         )
 
 
-def _from_files(name: str, folder: Path) -> PictureDataset:
+def _from_files(name: str, folder: Path) -> LabelledDataset:
     arrays = {key: read_idx(folder / file) for key, file in _FILES.items()}
     for part in ("train", "test"):
         pictures, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
@@ -100,7 +100,7 @@ def _from_files(name: str, folder: Path) -> PictureDataset:
             )
         if labels.max(initial=0) >= len(_DIGITS):
             raise DataUnavailable(f"{folder}: {part} has label {labels.max()}; there are 10 classes; fetch it again")
-    return PictureDataset(
+    return LabelledDataset(
         name=name,
         source=str(folder),
         x_train=arrays["x_train"][:, None],
@@ -111,7 +111,7 @@ def _from_files(name: str, folder: Path) -> PictureDataset:
     )
 
 
-def _from_torchvision(name: str) -> PictureDataset:
+def _from_torchvision(name: str) -> LabelledDataset:
     from torchvision import datasets as vision
 
     root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sluice/data"
@@ -125,7 +125,7 @@ def _from_torchvision(name: str) -> PictureDataset:
     return _from_files(name, root / source.__name__ / "raw")
 
 
-def _digits() -> PictureDataset:
+def _digits() -> LabelledDataset:
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -135,7 +135,7 @@ def _digits() -> PictureDataset:
     labels = raw.target.astype(np.int64)
     order = np.random.default_rng(0).permutation(len(labels))
     test, train = order[:450], order[450:]
-    return PictureDataset(
+    return LabelledDataset(
         name="digits",
         source="scikit-learn load_digits, resized to 28x28",
         x_train=pictures[train][:, None],

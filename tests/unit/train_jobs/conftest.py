@@ -9,7 +9,7 @@ import torch
 
 from train_jobs import datasets, recipes
 from train_jobs.config import TrainConfig
-from train_jobs.datasets import PictureDataset
+from train_jobs.datasets import LabelledDataset
 from train_jobs.loop import TrainResult, train
 
 
@@ -20,12 +20,12 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def digits() -> PictureDataset:
+def digits() -> LabelledDataset:
     return datasets.load("digits")
 
 
 @pytest.fixture(scope="session")
-def few_digits(digits: PictureDataset) -> PictureDataset:
+def few_digits(digits: LabelledDataset) -> LabelledDataset:
     """160 training pictures: with validation=0.1 there are 144 to train on and 16 to validate on."""
     return replace(digits, x_train=digits.x_train[:160], y_train=digits.y_train[:160])
 
@@ -36,6 +36,6 @@ def quick_config() -> TrainConfig:
 
 
 @pytest.fixture(scope="session")
-def trained(quick_config: TrainConfig, digits: PictureDataset) -> TrainResult:
+def trained(quick_config: TrainConfig, digits: LabelledDataset) -> TrainResult:
     """A classifier of the digits that gets about nineteen of twenty right, made in two seconds."""
     return train(quick_config, digits)

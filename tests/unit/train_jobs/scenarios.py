@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from train_jobs import loop
 from train_jobs.config import TrainConfig
-from train_jobs.datasets import PictureDataset
+from train_jobs.datasets import LabelledDataset
 
 CONFIG = TrainConfig(
     recipe="parity", dataset="digits", epochs=3, batch_size=13, lr=2e-3, optimizer="adamw", weight_decay=0.01,
@@ -18,7 +18,7 @@ CONFIG = TrainConfig(
 """144 pictures in batches of 13: the last batch is one picture, so all workers but the first have none of it."""
 
 
-def curve(config: TrainConfig, dataset: PictureDataset, resume: dict[str, Any] | None = None) -> dict[str, Any]:
+def curve(config: TrainConfig, dataset: LabelledDataset, resume: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train in float64; the losses, the accuracies, the weights, and the state after each epoch."""
     torch.set_default_dtype(torch.float64)
     states: list[dict[str, Any]] = []
@@ -43,7 +43,7 @@ def _frozen(value: Any) -> Any:
     return [_frozen(item) for item in value] if isinstance(value, list) else value
 
 
-def diverge_on_the_last_rank(config: TrainConfig, dataset: PictureDataset) -> str:
+def diverge_on_the_last_rank(config: TrainConfig, dataset: LabelledDataset) -> str:
     """One worker meets a NaN in the last batch of an epoch, the others do not: what does each say?"""
     steps = 0
     true_loss = loop.F.cross_entropy
@@ -64,7 +64,7 @@ def diverge_on_the_last_rank(config: TrainConfig, dataset: PictureDataset) -> st
     return "no error"
 
 
-def several(config: TrainConfig, dataset: PictureDataset) -> dict[str, Any]:
+def several(config: TrainConfig, dataset: LabelledDataset) -> dict[str, Any]:
     """Three scenarios in one process group: starting one costs more than all of them."""
     stopping = config.model_copy(update={"epochs": 12, "patience": 2, "lr": 1e-12, "schedule": "constant"})
     whole_batches = config.model_copy(update={"batch_size": 48})

@@ -17,7 +17,7 @@ from cluster.errors import ConfigError
 from cluster.variants import Variant
 from train_jobs.compression.quantize import QuantizeConfig, quantize
 from train_jobs.config import TrainConfig
-from train_jobs.datasets import PictureDataset
+from train_jobs.datasets import LabelledDataset
 from train_jobs.evaluate import build_variants, judge
 from train_jobs.loop import TrainResult, correct
 
@@ -34,7 +34,7 @@ def told() -> list[str]:
 
 @pytest.fixture(scope="module")
 def variants(
-    store: ArtifactStore, told: list[str], trained: TrainResult, quick_config: TrainConfig, digits: PictureDataset
+    store: ArtifactStore, told: list[str], trained: TrainResult, quick_config: TrainConfig, digits: LabelledDataset
 ) -> list[Variant]:
     return build_variants(store, trained.model, quick_config, digits, notify=told.append)
 
@@ -50,7 +50,7 @@ def test_the_lineage_runs_from_the_torch_program_over_onnx_to_int8(variants: lis
 
 
 def test_every_manifest_says_what_goes_in_and_out_and_how_it_is_prepared(
-    variants: list[Variant], quick_config: TrainConfig, digits: PictureDataset
+    variants: list[Variant], quick_config: TrainConfig, digits: LabelledDataset
 ) -> None:
     for variant in variants:
         (entry,), (result,) = variant.inputs, variant.outputs
@@ -75,7 +75,7 @@ def test_the_store_gives_each_back_by_name_with_verified_bytes(store: ArtifactSt
     assert variants[2].size_bytes < 0.4 * variants[1].size_bytes
 
 
-def recounted(store: ArtifactStore, variant: Variant, digits: PictureDataset) -> NDArray[np.bool_]:
+def recounted(store: ArtifactStore, variant: Variant, digits: LabelledDataset) -> NDArray[np.bool_]:
     """Right or wrong, one picture at a time, by ONNX Runtime itself."""
     session = ort.InferenceSession(store.read(variant, "model.onnx"), providers=["CPUExecutionProvider"])
     found = [int(np.argmax(session.run(None, {"image": picture[None]})[0])) for picture in digits.x_test]
@@ -83,7 +83,7 @@ def recounted(store: ArtifactStore, variant: Variant, digits: PictureDataset) ->
 
 
 def test_the_accuracy_is_what_an_independent_count_finds(
-    store: ArtifactStore, variants: list[Variant], trained: TrainResult, digits: PictureDataset
+    store: ArtifactStore, variants: list[Variant], trained: TrainResult, digits: LabelledDataset
 ) -> None:
     by_hand = correct(trained.model, torch.from_numpy(digits.x_test), torch.from_numpy(digits.y_test))
     counts = [by_hand, *(int(recounted(store, v, digits).sum()) for v in variants[1:])]
@@ -98,7 +98,7 @@ def test_the_accuracy_is_what_an_independent_count_finds(
 
 
 def test_int8_is_compared_with_its_parent_on_the_same_pictures(
-    store: ArtifactStore, variants: list[Variant], digits: PictureDataset
+    store: ArtifactStore, variants: list[Variant], digits: LabelledDataset
 ) -> None:
     eager, fp32, int8 = (v.accuracy for v in variants)
     assert eager is not None
@@ -116,7 +116,7 @@ def test_int8_is_compared_with_its_parent_on_the_same_pictures(
 
 
 def test_int8_is_calibrated_on_training_pictures_and_never_on_the_test_set(
-    store: ArtifactStore, variants: list[Variant], digits: PictureDataset
+    store: ArtifactStore, variants: list[Variant], digits: LabelledDataset
 ) -> None:
     graph = store.read(variants[1], "model.onnx")
     on_train, on_test = (
@@ -136,7 +136,7 @@ def test_what_is_told_names_each_variant_with_its_accuracy(told: list[str], vari
 
 def test_building_again_moves_the_names_and_makes_nothing_twice(
     store: ArtifactStore, variants: list[Variant], trained: TrainResult, quick_config: TrainConfig,
-    digits: PictureDataset,
+    digits: LabelledDataset,
 ) -> None:  # fmt: skip
     again = build_variants(store, trained.model, quick_config, digits)
     assert again[1].id == variants[1].id, "the same model exports to the same bytes"
@@ -151,7 +151,7 @@ def test_a_manifest_is_plain_json(store: ArtifactStore, variants: list[Variant])
 
 
 def test_pictures_of_another_data_set_do_not_judge_a_model(
-    store: ArtifactStore, trained: TrainResult, quick_config: TrainConfig, digits: PictureDataset
+    store: ArtifactStore, trained: TrainResult, quick_config: TrainConfig, digits: LabelledDataset
 ) -> None:
     with pytest.raises(ConfigError, match="dataset='mnist', these pictures are 'digits'"):
         build_variants(store, trained.model, quick_config.model_copy(update={"dataset": "mnist"}), digits)
@@ -159,7 +159,7 @@ def test_pictures_of_another_data_set_do_not_judge_a_model(
 
 @pytest.mark.parametrize(("wrong", "verdict"), [(0, "holds"), (2, "unclear"), (60, "fails")])
 def test_the_verdict_weighs_the_drop_against_the_number_of_pictures(
-    digits: PictureDataset, wrong: int, verdict: str
+    digits: LabelledDataset, wrong: int, verdict: str
 ) -> None:
     parent = np.ones(450, dtype=np.bool_)
     child = parent.copy()

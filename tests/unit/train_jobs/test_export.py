@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.runtimes.torch_archive import load_pickle_free
-from train_jobs.datasets import PictureDataset
+from train_jobs.datasets import LabelledDataset
 from train_jobs.export import INPUT, output_spec, to_onnx, to_torch_archive
 from train_jobs.loop import TrainResult
 from train_jobs.models import CNN
@@ -37,7 +37,7 @@ def eager(result: TrainResult, pictures: NDArray[np.uint8]) -> NDArray[np.float3
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 64, 450])
 def test_onnx_agrees_with_the_model_on_any_number_of_real_pictures(
-    graph: bytes, trained: TrainResult, digits: PictureDataset, batch: int
+    graph: bytes, trained: TrainResult, digits: LabelledDataset, batch: int
 ) -> None:
     pictures = digits.x_test[:batch]
     logits = run(graph, pictures)
@@ -47,7 +47,7 @@ def test_onnx_agrees_with_the_model_on_any_number_of_real_pictures(
 
 
 @pytest.mark.parametrize("batch", [1, 5, 64])
-def test_the_torch_program_agrees_as_well(trained: TrainResult, digits: PictureDataset, batch: int) -> None:
+def test_the_torch_program_agrees_as_well(trained: TrainResult, digits: LabelledDataset, batch: int) -> None:
     program = load_pickle_free(to_torch_archive(trained.model)).module()
     pictures = digits.x_test[:batch]
     with torch.inference_mode():
@@ -80,7 +80,7 @@ def test_the_specs_are_what_the_graph_has(graph: bytes) -> None:
     assert (output_spec(10).name, output_spec(10).datatype, output_spec(10).shape) == ("logits", "FP32", (-1, 10))
 
 
-def test_dropout_is_left_out_of_what_is_served(digits: PictureDataset) -> None:
+def test_dropout_is_left_out_of_what_is_served(digits: LabelledDataset) -> None:
     model = CNN(dropout=0.5).train()
     graph = to_onnx(model)
     with torch.inference_mode():

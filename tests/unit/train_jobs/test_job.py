@@ -17,14 +17,14 @@ import torch
 from cluster.errors import ConfigError
 from train_jobs import job
 from train_jobs.config import TrainConfig
-from train_jobs.datasets import PictureDataset
+from train_jobs.datasets import LabelledDataset
 from train_jobs.loop import Progress, TrainResult, correct
 
 WITHIN = Progress(epoch=2, epochs=4, samples_per_s=10.0, loss=0.5, val_accuracy=math.nan, time_left_s=3.0)
 
 
 @pytest.fixture
-def finished(tmp_path: Path, trained: TrainResult, quick_config: TrainConfig, digits: PictureDataset) -> Path:
+def finished(tmp_path: Path, trained: TrainResult, quick_config: TrainConfig, digits: LabelledDataset) -> Path:
     """Storage with one finished run, `done`, as the last step of a job leaves it."""
     folder = tmp_path / "done"
     job._claim(folder, quick_config)
@@ -33,7 +33,7 @@ def finished(tmp_path: Path, trained: TrainResult, quick_config: TrainConfig, di
 
 
 def test_a_finished_run_is_loaded_with_its_best_weights(
-    finished: Path, trained: TrainResult, quick_config: TrainConfig, digits: PictureDataset
+    finished: Path, trained: TrainResult, quick_config: TrainConfig, digits: LabelledDataset
 ) -> None:
     model, config = job.load_run("done", finished)
     assert config == quick_config

@@ -16,17 +16,17 @@ from tests.unit.train_jobs import gloo, scenarios
 from tests.unit.train_jobs.scenarios import CONFIG
 from train_jobs import checkpoint, loop
 from train_jobs.config import TrainConfig
-from train_jobs.datasets import PictureDataset
+from train_jobs.datasets import LabelledDataset
 from train_jobs.loop import Diverged, Progress, TrainResult, train
 
 
 @pytest.fixture(scope="module")
-def alone(few_digits: PictureDataset) -> dict[str, Any]:
+def alone(few_digits: LabelledDataset) -> dict[str, Any]:
     return scenarios.curve(CONFIG, few_digits)
 
 
 @pytest.fixture(scope="module")
-def groups(few_digits: PictureDataset) -> dict[int, list[dict[str, Any]]]:
+def groups(few_digits: LabelledDataset) -> dict[int, list[dict[str, Any]]]:
     return gloo.run(scenarios.several, CONFIG, few_digits, world_sizes=(2, 3))
 
 
@@ -71,7 +71,7 @@ def test_a_nan_on_one_worker_ends_the_run_on_all_with_the_way_out(together: list
 
 
 def test_a_run_goes_on_with_another_number_of_workers(
-    alone: dict[str, Any], together: list[dict[str, Any]], few_digits: PictureDataset
+    alone: dict[str, Any], together: list[dict[str, Any]], few_digits: LabelledDataset
 ) -> None:
     resumed = scenarios.curve(CONFIG, few_digits, together[0]["curve"]["states"][0])
     assert resumed["loss"] == pytest.approx(alone["loss"], abs=1e-5)
@@ -85,7 +85,7 @@ class _Killed(Exception):
 @pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_one_epoch_and_two_more_are_three(
-    few_digits: PictureDataset, tmp_path: Path, optimizer: str, schedule: str
+    few_digits: LabelledDataset, tmp_path: Path, optimizer: str, schedule: str
 ) -> None:
     config = CONFIG.model_copy(
         update={"dropout": 0.3, "batch_size": 32, "optimizer": optimizer, "schedule": schedule, "epochs": 3}
@@ -106,7 +106,7 @@ def test_one_epoch_and_two_more_are_three(
     assert_same_weights(resumed.model.state_dict(), straight.model.state_dict(), 1e-6)
 
 
-def test_the_model_has_the_weights_of_its_best_epoch(few_digits: PictureDataset) -> None:
+def test_the_model_has_the_weights_of_its_best_epoch(few_digits: LabelledDataset) -> None:
     config = CONFIG.model_copy(update={"epochs": 6, "lr": 0.02, "schedule": "constant", "batch_size": 32})
     result = train(config, few_digits)
     accuracies = [row.val_accuracy for row in result.history]
@@ -116,20 +116,20 @@ def test_the_model_has_the_weights_of_its_best_epoch(few_digits: PictureDataset)
     assert not result.model.training
 
 
-def test_it_learns_the_digits(trained: TrainResult, digits: PictureDataset) -> None:
+def test_it_learns_the_digits(trained: TrainResult, digits: LabelledDataset) -> None:
     right = loop.correct(trained.model, torch.from_numpy(digits.x_test), torch.from_numpy(digits.y_test))
     assert right / len(digits.y_test) > 0.9
     assert all(p.is_contiguous() for p in trained.model.parameters()), "as everybody expects them; not channels last"
 
 
-def test_the_same_seed_repeats_the_run_and_another_does_not(few_digits: PictureDataset) -> None:
+def test_the_same_seed_repeats_the_run_and_another_does_not(few_digits: LabelledDataset) -> None:
     config = CONFIG.model_copy(update={"epochs": 1, "dropout": 0.5})
     first, again = train(config, few_digits), train(config, few_digits)
     other = train(config.model_copy(update={"seed": 1}), few_digits)
     assert first.history[0].loss == again.history[0].loss != other.history[0].loss
 
 
-def test_every_epoch_draws_its_own_noise(few_digits: PictureDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_epoch_draws_its_own_noise(few_digits: LabelledDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, int]] = []
     true_seed = loop.seed_noise
     monkeypatch.setattr(loop, "seed_noise", lambda **numbers: (seen.append(numbers), true_seed(**numbers)))
@@ -137,7 +137,7 @@ def test_every_epoch_draws_its_own_noise(few_digits: PictureDataset, monkeypatch
     assert seen == [{"epoch": epoch, "seed": 7, "rank": 0} for epoch in range(3)]
 
 
-def test_a_learning_rate_out_of_all_bounds_fails_with_the_way_out(few_digits: PictureDataset) -> None:
+def test_a_learning_rate_out_of_all_bounds_fails_with_the_way_out(few_digits: LabelledDataset) -> None:
     saved: list[int] = []
     config = CONFIG.model_copy(update={"lr": 1e30, "optimizer": "sgd", "schedule": "constant"})
     with pytest.raises(Diverged, match=r"loss is (nan|inf) in epoch 1; lower lr=1e\+30 \(--set lr=") as caught:
@@ -146,19 +146,19 @@ def test_a_learning_rate_out_of_all_bounds_fails_with_the_way_out(few_digits: Pi
     assert not saved, "a state full of NaN is never handed out to be saved"
 
 
-def test_a_checkpoint_of_another_config_is_refused(few_digits: PictureDataset) -> None:
+def test_a_checkpoint_of_another_config_is_refused(few_digits: LabelledDataset) -> None:
     states: list[dict[str, Any]] = []
     train(CONFIG.model_copy(update={"epochs": 1}), few_digits, on_epoch=lambda _, state: states.append(state))
     with pytest.raises(ConfigError, match="was started with epochs=1, now it is epochs=3"):
         train(CONFIG, few_digits, resume=states[0])
 
 
-def test_pictures_of_another_data_set_are_refused(digits: PictureDataset) -> None:
+def test_pictures_of_another_data_set_are_refused(digits: LabelledDataset) -> None:
     with pytest.raises(ConfigError, match="dataset='mnist', these pictures are 'digits'"):
         train(CONFIG.model_copy(update={"dataset": "mnist"}), digits)
 
 
-def test_progress_tells_where_the_run_is(few_digits: PictureDataset) -> None:
+def test_progress_tells_where_the_run_is(few_digits: LabelledDataset) -> None:
     seen: list[Progress] = []
     config = CONFIG.model_copy(update={"epochs": 2, "batch_size": 2, "num_workers": 1})
     train(config, few_digits, on_progress=seen.append)
@@ -171,7 +171,7 @@ def test_progress_tells_where_the_run_is(few_digits: PictureDataset) -> None:
     assert all(p.samples_per_s > 0 and 0 < p.loss < 10 and p.epochs == 2 for p in seen)
 
 
-def test_the_split_keeps_validation_apart_and_is_the_same_for_all(digits: PictureDataset) -> None:
+def test_the_split_keeps_validation_apart_and_is_the_same_for_all(digits: LabelledDataset) -> None:
     numbered = replace(digits, y_train=np.arange(len(digits.y_train)))
     _, training, _, validation = loop.split(CONFIG, numbered)
     assert len(validation) == int(0.1 * len(digits.y_train))
@@ -181,13 +181,13 @@ def test_the_split_keeps_validation_apart_and_is_the_same_for_all(digits: Pictur
     assert not torch.equal(other, validation)
 
 
-def test_mean_and_std_are_those_of_the_pictures(digits: PictureDataset) -> None:
+def test_mean_and_std_are_those_of_the_pictures(digits: LabelledDataset) -> None:
     scaled = digits.x_train.astype(np.float64) / 255.0
     assert loop.mean_and_std(torch.from_numpy(digits.x_train)) == pytest.approx((scaled.mean(), scaled.std()))
 
 
 def test_the_model_normalises_by_what_it_was_trained_on(trained: TrainResult, quick_config: TrainConfig,
-                                                         digits: PictureDataset) -> None:  # fmt: skip
+                                                         digits: LabelledDataset) -> None:  # fmt: skip
     x, *_ = loop.split(quick_config, digits)
     normalised = trained.model.preprocess(x)
     assert float(normalised.mean()) == pytest.approx(0.0, abs=1e-3)

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from cluster.errors import InvalidRequest
 from train_jobs.compression.quantize import QuantizeConfig, narrow_convolutions, quantize
-from train_jobs.datasets import PictureDataset
+from train_jobs.datasets import LabelledDataset
 from train_jobs.export import INPUT, to_onnx
 from train_jobs.loop import TrainResult
 
@@ -26,11 +26,11 @@ def fp32(trained: TrainResult) -> bytes:
 
 
 def quantized(fp32: bytes, pictures: NDArray[np.uint8], **settings: Any) -> bytes:
-    return quantize(fp32, pictures, QuantizeConfig(**settings), input_name=INPUT.name, shape=INPUT.shape)
+    return quantize(fp32, pictures, QuantizeConfig(**settings), inputs=INPUT)
 
 
 @pytest.fixture(scope="module")
-def int8(fp32: bytes, digits: PictureDataset) -> bytes:
+def int8(fp32: bytes, digits: LabelledDataset) -> bytes:
     return quantized(fp32, digits.x_train)
 
 
@@ -81,19 +81,19 @@ def test_the_scales_are_the_channels_own_ranges(int8: bytes, fp32: bytes) -> Non
     assert np.all(np.abs(restored - original) <= 0.5 * scales[:, None, None, None] + 1e-7)
 
 
-def test_weights_keep_to_seven_bits(int8: bytes, fp32: bytes, digits: PictureDataset) -> None:
+def test_weights_keep_to_seven_bits(int8: bytes, fp32: bytes, digits: LabelledDataset) -> None:
     assert all(np.abs(values).max() <= 64 for values, _, _ in Weights(int8).by_layer)
     eight = Weights(quantized(fp32, digits.x_train, reduce_range=False)).by_layer
     assert max(np.abs(values).max() for values, _, _ in eight) > 64
 
 
-def test_per_tensor_is_told_apart(fp32: bytes, digits: PictureDataset) -> None:
+def test_per_tensor_is_told_apart(fp32: bytes, digits: LabelledDataset) -> None:
     layers = Weights(quantized(fp32, digits.x_train, per_channel=False)).by_layer
     assert all(scales.shape == () for _, scales, _ in layers)
 
 
 def test_the_first_convolution_stays_fp32_unless_told_otherwise(
-    int8: bytes, fp32: bytes, digits: PictureDataset
+    int8: bytes, fp32: bytes, digits: LabelledDataset
 ) -> None:
     kernels = [t for t in onnx.load(io.BytesIO(int8)).graph.initializer if list(t.dims) == [32, 1, 3, 3]]
     assert [t.data_type for t in kernels] == [onnx.TensorProto.FLOAT]
@@ -108,27 +108,27 @@ def test_narrow_convolutions_are_found_by_their_kernels(fp32: bytes) -> None:
     assert narrow_convolutions(model, 1) == []
 
 
-def test_it_is_smaller_and_agrees_with_its_parent(int8: bytes, fp32: bytes, digits: PictureDataset) -> None:
+def test_it_is_smaller_and_agrees_with_its_parent(int8: bytes, fp32: bytes, digits: LabelledDataset) -> None:
     assert len(int8) < 0.4 * len(fp32)
     agree = np.mean(labels(int8, digits.x_test) == labels(fp32, digits.x_test))
     assert agree > 0.97
 
 
-def test_the_activations_are_calibrated_on_the_pictures_given(fp32: bytes, digits: PictureDataset) -> None:
+def test_the_activations_are_calibrated_on_the_pictures_given(fp32: bytes, digits: LabelledDataset) -> None:
     real = Weights(quantized(fp32, digits.x_train)).activation_scales()
     black = Weights(quantized(fp32, np.zeros_like(digits.x_train))).activation_scales()
     assert len(real) == len(black) > 3
     assert real[0] > 1.5 * black[0], "black pictures excite the first layers less"
 
 
-def test_only_the_first_samples_calibrate(fp32: bytes, digits: PictureDataset) -> None:
+def test_only_the_first_samples_calibrate(fp32: bytes, digits: LabelledDataset) -> None:
     few = quantized(fp32, digits.x_train, samples=10)
     assert Weights(few).activation_scales() == Weights(quantized(fp32, digits.x_train[:10])).activation_scales()
     assert Weights(few).activation_scales() != Weights(quantized(fp32, digits.x_train)).activation_scales()
 
 
 @pytest.mark.parametrize("calibration", ["percentile", "entropy"])
-def test_every_calibration_makes_a_graph_that_works(fp32: bytes, digits: PictureDataset, calibration: str) -> None:
+def test_every_calibration_makes_a_graph_that_works(fp32: bytes, digits: LabelledDataset, calibration: str) -> None:
     graph = quantized(fp32, digits.x_train, calibration=calibration, samples=128)
     assert np.mean(labels(graph, digits.x_test) == labels(fp32, digits.x_test)) > 0.9
 
@@ -148,7 +148,7 @@ def test_pictures_that_do_not_fit_are_refused(fp32: bytes, pictures: NDArray[Any
 
 
 def test_it_says_nothing_and_leaves_logging_as_it_was(
-    fp32: bytes, digits: PictureDataset, capfd: pytest.CaptureFixture[str]
+    fp32: bytes, digits: LabelledDataset, capfd: pytest.CaptureFixture[str]
 ) -> None:
     logging.disable(logging.NOTSET)
     level = logging.root.level

@@ -12,7 +12,7 @@ import torch
 from cluster.errors import ConfigError, DataUnavailable
 from tests.unit.train_jobs.datasets.test_idx import write_idx
 from train_jobs import datasets
-from train_jobs.datasets import PictureDataset
+from train_jobs.datasets import LabelledDataset
 from train_jobs.loop import mean_and_std
 
 DATA_DIR = os.environ.get("SLUICE_DATA_DIR", "")
@@ -26,7 +26,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, few_digits: PictureDataset) -> Path:
+def data_dir(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, few_digits: LabelledDataset) -> Path:
     """A folder in the layout of the original files, as `mnist`: real digits, few of them."""
     monkeypatch.setenv("SLUICE_DATA_DIR", str(tmp_path))
     write_idx(tmp_path / "mnist/train-images-idx3-ubyte.gz", few_digits.x_train[:, 0])
@@ -40,7 +40,7 @@ def forbid(line: str) -> None:
     raise AssertionError(f"nothing was to be told, but: {line}")
 
 
-def test_the_files_in_the_data_folder_are_what_is_loaded(data_dir: Path, few_digits: PictureDataset) -> None:
+def test_the_files_in_the_data_folder_are_what_is_loaded(data_dir: Path, few_digits: LabelledDataset) -> None:
     loaded = datasets.load("mnist", notify=forbid)
     assert loaded.name == "mnist"
     assert str(data_dir) in loaded.source
@@ -89,7 +89,7 @@ def test_pictures_and_labels_that_do_not_belong_together_are_refused(data_dir: P
         datasets.load("mnist")
 
 
-def test_a_label_beyond_the_ten_classes_is_refused(data_dir: Path, few_digits: PictureDataset) -> None:
+def test_a_label_beyond_the_ten_classes_is_refused(data_dir: Path, few_digits: LabelledDataset) -> None:
     write_idx(data_dir / "mnist/t10k-labels-idx1-ubyte.gz", np.full(len(few_digits.y_test), 10, dtype=np.uint8))
     with pytest.raises(DataUnavailable, match="label 10; there are 10 classes"):
         datasets.load("mnist")
@@ -112,7 +112,7 @@ def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
         datasets.load("cifar")
 
 
-def test_the_digits_are_real_pictures_and_the_same_every_time(digits: PictureDataset) -> None:
+def test_the_digits_are_real_pictures_and_the_same_every_time(digits: LabelledDataset) -> None:
     assert digits.x_train.shape == (1347, 1, 28, 28)
     assert digits.x_test.shape == (450, 1, 28, 28)
     assert digits.x_train.dtype == np.uint8
@@ -126,7 +126,7 @@ def test_the_digits_are_real_pictures_and_the_same_every_time(digits: PictureDat
     assert not train & test, "no test picture is trained on"
 
 
-def test_a_stand_in_does_not_pass_for_the_data_set_of_a_config(digits: PictureDataset) -> None:
+def test_a_stand_in_does_not_pass_for_the_data_set_of_a_config(digits: LabelledDataset) -> None:
     datasets.require(digits, "digits")
     with pytest.raises(ConfigError, match="dataset='mnist', these pictures are 'digits'"):
         datasets.require(digits, "mnist")

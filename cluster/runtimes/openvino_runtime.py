@@ -1,0 +1,78 @@
+"""ONNX graph -> OpenVINO compiled model on the CPU. Imported only when a variant is loaded with it.
+
+The plugin compiles kernels for each batch size that it meets, at the first batch of that size (milliseconds): whoever
+promises a latency warms up every size first (serve_apps/deployment.py does).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.artifacts import ArtifactStore
+from cluster.errors import ArtifactError, InferenceFailed, RuntimeUnavailable
+from cluster.runtimes.base import RuntimeConfig, Tensors
+from cluster.tensors import check_inputs
+from cluster.variants import Precision, Variant
+
+try:
+    import openvino as ov
+    from openvino import properties
+    from openvino.properties import hint
+except ImportError as error:
+    raise RuntimeUnavailable(f"openvino cannot be imported ({error}); pip install openvino") from error
+
+_COMPUTE: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+"""What is not quantized is computed in this. Left to itself the plugin takes bf16 wherever the CPU has it, and a variant
+measured on one machine would be another one on the next."""
+
+
+class OpenVinoRuntime:
+    """One compiled model with one infer request; `infer` releases the GIL while the graph runs."""
+
+    name = "openvino"
+
+    def __init__(self, store: ArtifactStore, variant: Variant, config: RuntimeConfig) -> None:
+        self.config = config
+        self._specs = variant.inputs
+        data = store.read(variant, variant.model_file.path)
+        settings = {
+            hint.inference_precision(): _COMPUTE[variant.precision],
+            properties.inference_num_threads(): config.threads,
+            properties.num_streams(): 1,
+            # Which cores are ours is decided outside, by affinity; replicas that pin themselves would share one.
+            hint.enable_cpu_pinning(): False,
+        }
+        try:
+            core = ov.Core()
+            self._model = core.compile_model(core.read_model(model=data, weights=b""), "CPU", settings)
+        except Exception as error:
+            raise ArtifactError(f"OpenVINO cannot load variant {variant.name} ({variant.id}): {error}") from error
+        for what, ports, specs in (
+            ("inputs", self._model.inputs, variant.inputs),
+            ("outputs", self._model.outputs, variant.outputs),
+        ):
+            named = [port.any_name for port in ports]
+            if sorted(named) != sorted(spec.name for spec in specs):
+                raise ArtifactError(
+                    f"variant {variant.name} ({variant.id}) has {what} {named} in its graph, "
+                    f"{[spec.name for spec in specs]} in its manifest; make it again"
+                )
+        self._outputs = [spec.name for spec in variant.outputs]
+        self._request = self._model.create_infer_request()
+
+    def infer(self, inputs: Tensors) -> dict[str, NDArray[np.generic]]:
+        """See Runtime.infer."""
+        if self._request is None:
+            raise InferenceFailed("this runtime is closed; load the variant again")
+        check_inputs(self._specs, inputs)
+        try:
+            made = self._request.infer(dict(inputs))
+            # Copies: the request's own tensors are written over by the next batch.
+            return {name: np.array(made[name]) for name in self._outputs}
+        except Exception as error:
+            raise InferenceFailed(f"OpenVINO failed: {error}") from error
+
+    def close(self) -> None:
+        """Free the model."""
+        self._request = self._model = None
