@@ -1,4 +1,4 @@
-"""Slo: what the user promises theirs: accuracy, latency, rate, within a budget. One YAML file, checked before anything runs.
+"""Slo: what users are promised: accuracy, latency, rate, within a budget. One YAML file, checked before anything runs.
 
     model_name: classifier
     accuracy: {max_drop: 0.005}          # at most half a point below the trained model; or {minimum: 0.91}; or both
@@ -57,7 +57,7 @@ class AccuracyFloor(_Strict):
             verdicts.append(stats.judge_relative(accuracy.to_root.bounds, self.max_drop))
         if self.minimum is not None:
             verdicts.append(stats.judge_absolute(accuracy.correct, accuracy.total, self.minimum))
-        return next((v for v in ("fails", "unclear") if v in verdicts), "holds")  # type: ignore[return-value]
+        return next((v for v in ("fails", "unclear") if v in verdicts), "holds")
 
     def __str__(self) -> str:
         relative = "" if self.max_drop is None else f"at most {self.max_drop:.1%} below the trained model"
@@ -109,7 +109,7 @@ class Slo(_Strict):
         return self.latency_p99_ms / 1e3
 
     def peak_rps(self) -> float | None:
-        """The rate that must be held: `rate_rps`, or the busiest bin of the trace. Raises ConfigError as `read` does."""
+        """The rate to be held: `rate_rps`, or the busiest bin of the trace. Raises ConfigError as `read` does."""
         if self.trace is not None:
             return float(self.trace.read().rates_rps.max())
         return self.rate_rps
@@ -147,7 +147,7 @@ def load_slo(path: Path | None) -> Slo:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         where = " ".join(str(error).split())
-        raise ConfigError(f"{path} is no readable YAML file ({where}); `sluice init` writes one to start from") from error
+        raise ConfigError(f"{path} is no readable YAML ({where}); `sluice init` writes one to start from") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}, not fields; `sluice init` writes one to start from")
     try:

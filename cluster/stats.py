@@ -61,7 +61,9 @@ def paired_delta(parent_correct: Flags, child_correct: Flags, seed: int = 0) -> 
     lost = int(np.sum(parent_correct & ~child_correct))
     weights = np.array([won + 0.5, lost + 0.5, n - won - lost + 0.5])
     draws = np.random.default_rng(seed).multinomial(n, weights / weights.sum(), size=_RESAMPLES)
-    low, low_bound, high_bound, high = map(float, np.quantile((draws[:, 0] - draws[:, 1]) / n, [0.025, 0.05, 0.95, 0.975]))
+    low, low_bound, high_bound, high = map(
+        float, np.quantile((draws[:, 0] - draws[:, 1]) / n, [0.025, 0.05, 0.95, 0.975])
+    )
     return PairedDelta((won - lost) / n, (low, high), (low_bound, high_bound))
 
 

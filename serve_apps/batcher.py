@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from cluster.errors import ConfigError, DeadlineExceeded, NotReady, Overloaded, SluiceError
 from serve_apps.executor import Arrays, Executor, Infer, Outputs, Request
 
+MAX_BATCH_SIZE = 32
+"""Where nobody says another."""
 NO_PRIORITY = 1 << 63
 """Where priority 0, "no wish", stands: behind every request that names a level (1 is the highest)."""
 _EXPIRY_GRAIN_S = 0.005
@@ -49,7 +51,7 @@ class Batcher:
     max_queued_requests: int = 1
 
     def __init__(
-        self, infer: Infer, *, max_batch_size: int = 32, max_queued_requests: int = 512,
+        self, infer: Infer, *, max_batch_size: int = MAX_BATCH_SIZE, max_queued_requests: int = 512,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._infer = infer

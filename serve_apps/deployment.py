@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ from ray import serve
 
 from cluster.artifacts import ArtifactStore
 from cluster.errors import ConfigError
-from cluster.runtimes import Runtime, RuntimeConfig, load_runtime
-from cluster.tensors import NUMPY_OF_DATATYPE
+from cluster.runtimes import RuntimeConfig
 from cluster.variants import Variant
-from serve_apps.batcher import Batcher
+from serve_apps.batcher import MAX_BATCH_SIZE, Batcher
+from serve_apps.loading import Loaded, load, warm
 from serve_apps.oip.routes import OipApp
 
 _DRAIN_S = 20.0
 
 
 class UserConfig(BaseModel):
-    """What changes without a restart. A field left out keeps its value, but for `variant`: without it, the one that the
-    application's args name is served. The model is switched between two batches."""
+    """What changes without a restart. A field left out keeps its value, but for `variant` and `runtime`: without them,
+    those that the application's args name are served. The model is switched between two batches."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -32,6 +33,11 @@ class UserConfig(BaseModel):
     max_queued_requests: int | None = Field(default=None, ge=1)
     default_timeout_s: float | None = Field(default=None, gt=0)
     variant: str | None = None
+    runtime: RuntimeConfig | None = None
+
+
+async def _off_the_loop(work: Callable[[], Loaded]) -> Loaded:
+    return await asyncio.get_running_loop().run_in_executor(None, work)
 
 
 def _make_app() -> OipApp:
@@ -54,10 +60,8 @@ class ModelHost:
         self.model_name = model_name
         self._store = ArtifactStore(Path(store))
         self._bound = variant
-        self._config = RuntimeConfig.model_validate(runtime)
-        self._variant = self._store.get(variant)
-        self._runtime = load_runtime(self._store, self._variant, self._config)
-        self._warm_up(self._variant, self._runtime)
+        self._bound_config = RuntimeConfig.model_validate(runtime)
+        self._loaded = load(self._store, self._store.get(variant), self._bound_config, max_batch_size=1)
         self._batcher: Batcher | None = None
         self._default_timeout_s: float | None = None
         self._draining = False
@@ -65,26 +69,27 @@ class ModelHost:
     @property
     def variant(self) -> Variant:
         """The manifest of what answers now."""
-        return self._variant
+        return self._loaded.variant
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """How it is served now: what `/config` tells."""
+        batcher = self._running()
+        return {
+            "max_batch_size": batcher.max_batch_size,
+            "max_queued_requests": batcher.max_queued_requests,
+            "default_timeout_s": self._default_timeout_s,
+            "runtime": self._loaded.config.model_dump(mode="json"),
+        }
 
     def is_ready(self) -> bool:
         """True from the end of the constructor, with the model loaded and warm, until the replica drains."""
         return not self._draining
 
-    @staticmethod
-    def _warm_up(variant: Variant, runtime: Runtime) -> None:
-        # The first execution allocates and plans: no user should wait for that.
-        runtime.infer(
-            {
-                spec.name: np.zeros([max(size, 1) for size in spec.shape], NUMPY_OF_DATATYPE[spec.datatype])
-                for spec in variant.inputs
-            }
-        )
-
     def _running(self) -> Batcher:
         # Made on the loop that will use it: the constructor may run on another thread.
         if self._batcher is None:
-            self._batcher = Batcher(self._runtime.infer)
+            self._batcher = Batcher(self._loaded.runtime.infer)
         return self._batcher
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -93,31 +98,29 @@ class ModelHost:
             config = UserConfig.model_validate(user_config)
         except ValidationError as error:
             raise ConfigError(f"user_config is not valid: {error}") from error
-        batcher = self._running()
         if "default_timeout_s" in config.model_fields_set:
             self._default_timeout_s = config.default_timeout_s
-        await self._switch(config.variant or self._bound, batcher)
+        await self._switch(config.variant or self._bound, config.runtime or self._bound_config, config.max_batch_size)
+        batcher = self._running()
         batcher.reconfigure(max_batch_size=config.max_batch_size, max_queued_requests=config.max_queued_requests)
 
-    async def _switch(self, ref: str, batcher: Batcher) -> None:
-        variant = self._store.get(ref)
-        if variant.id == self._variant.id:
+    async def _switch(self, ref: str, config: RuntimeConfig, max_batch_size: int | None) -> None:
+        variant, loaded = self._store.get(ref), self._loaded
+        served, size = loaded.variant, max_batch_size or max(loaded.warm_to, MAX_BATCH_SIZE)
+        if loaded.serves(variant, config, size):
             return
-        if (variant.inputs, variant.outputs) != (self._variant.inputs, self._variant.outputs):
+        if self._batcher is None and loaded.serves(variant, config, loaded.warm_to):  # it executes nothing yet
+            self._loaded = await _off_the_loop(lambda: warm(loaded, max_batch_size=size))
+            return
+        if (variant.inputs, variant.outputs) != (served.inputs, served.outputs):
             raise ConfigError(
-                f"variant {variant.name} ({variant.id}) has other inputs or outputs than {self._variant.name}, which "
-                "is served; deploy it as an application of its own"
+                f"variant {variant.name} ({variant.id}) has other inputs or outputs than {served.name}, which is "
+                "served; deploy it as an application of its own"
             )
-
-        def load() -> Runtime:
-            runtime = load_runtime(self._store, variant, self._config)
-            self._warm_up(variant, runtime)
-            return runtime
-
-        runtime = await asyncio.get_running_loop().run_in_executor(None, load)
+        # Also for a larger batch size alone: the executor may be inside the old runtime, so it cannot be warmed up.
+        self._loaded = await _off_the_loop(lambda: load(self._store, variant, config, max_batch_size=size))
         # The old runtime goes with its last batch: the executor may be inside it now, so it is not closed here.
-        self._runtime, self._variant = runtime, variant
-        batcher.reconfigure(infer=runtime.infer)
+        self._running().reconfigure(infer=self._loaded.runtime.infer)
 
     def submit(
         self, inputs: dict[str, NDArray[np.generic]], *, timeout_s: float | None, priority: int

@@ -43,7 +43,7 @@ def to_onnx(model: nn.Module, inputs: TensorSpec = INPUT, output: str = "logits"
             verbose=False, input_names=[inputs.name], output_names=[output],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         )  # fmt: skip
-        return without_notes(onnx.load(path)).SerializeToString()
+        return bytes(without_notes(onnx.load(path)).SerializeToString())
 
 
 def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,12 +1,13 @@
-"""Variant x RuntimeConfig x batch sizes -> Profiles, measured in a process of its own.
+"""Variants x RuntimeConfigs x batch sizes -> Profiles, measured in processes of their own and kept for the next time.
 
-A process per variant, so that one runtime's thread pools and caches cannot disturb the next one's figures. Each batch
-size is warmed up and repeated until its median's interval is narrow or its time is spent.
+A process per variant and runtime config, so that one runtime's thread pools and caches cannot disturb the next one's
+figures. Each batch size is warmed up and repeated until its median's interval is narrow or its time is spent.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,10 +21,10 @@ from numpy.typing import NDArray
 
 from cluster.artifacts import ArtifactStore
 from cluster.errors import InferenceFailed
-from cluster.hardware import fingerprint
+from cluster.hardware import fingerprint, profile_key
 from cluster.local_supervisor import die_with_parent
-from cluster.profiles import Profile
-from cluster.runtimes import RuntimeConfig, load_runtime
+from cluster.profiles import Profile, ProfileStore
+from cluster.runtimes import RuntimeConfig, load_runtime, runtimes_for
 from cluster.tensors import NUMPY_OF_DATATYPE
 from cluster.variants import Variant
 
@@ -31,48 +32,120 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _SECONDS_PER_BATCH_SIZE = 0.6
 _NARROW = 0.03
 """Stop early when the 95% interval of the median is within 3% of it on either side."""
+_LONGEST_S = 1.0
+"""Batches that take longer are not made larger still."""
+Job = tuple[Variant, RuntimeConfig]
+
+
+def profile_store(store: ArtifactStore) -> ProfileStore:
+    """Profiles lie beside the variants that they are of."""
+    return ProfileStore(store.root / "profiles")
+
+
+def runtime_configs(variant: Variant, *, cores: int = 1) -> list[RuntimeConfig]:
+    """Every installed runtime that executes the variant, with threads and streams in powers of two that together use at
+    most `cores`."""
+    sizes = [1 << k for k in range(cores.bit_length())]
+    shapes = [(threads, streams) for threads in sizes for streams in sizes if threads * streams <= cores]
+    return [
+        RuntimeConfig(name=name, threads=threads, streams=streams)
+        for name in runtimes_for(variant.format)
+        for threads, streams in shapes
+    ]
 
 
 def profile(
     store: ArtifactStore,
-    variants: Sequence[Variant],
+    jobs: Sequence[Job],
     *,
-    threads: int = 1,
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    cpus: Sequence[int] | None = None,
+    longest_s: float = _LONGEST_S,
+    fresh: bool = False,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> list[Profile]:
-    """Profile each variant in its runtime; one subprocess each, one at a time.
+    """Profile each job on `cpus` (None: any), one at a time; what was measured before on this hardware is not measured
+    again unless `fresh`. Batch sizes after one that took over `longest_s` are left out.
 
-    Raises InferenceFailed with the subprocess' last words if one dies.
+    A job that fails is left out and `on_progress` told why; raises InferenceFailed with the last words if all fail.
     """
+    kept = profile_store(store)
     profiles: list[Profile] = []
-    for variant in variants:
-        config = runtime_config_of(variant, threads=threads)
-        on_progress(f"{variant.name} on {config.name}")
-        job = {
-            "store": str(store.root),
-            "variant": variant.id,
-            "runtime": config.model_dump(),
-            "batch_sizes": list(batch_sizes),
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "tune_spaces.profiler", json.dumps(job)], capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            raise InferenceFailed(
-                f"profiling {variant.name} in a process of its own ended with code {done.returncode}: "
-                f"{done.stderr.strip().splitlines()[-1:] or 'no message'}"
-            )
-        profiles += [Profile.model_validate(row) for row in json.loads(done.stdout.splitlines()[-1])]
+    failures: list[str] = []
+    for number, (variant, config) in enumerate(jobs, start=1):
+        what = f"{variant.name} on {config} ({number}/{len(jobs)})"
+        known = [] if fresh else _known(kept, variant, config, batch_sizes, cpus, longest_s)
+        if known:
+            on_progress(f"{what}: known")
+            profiles += known
+            continue
+        on_progress(what)
+        try:
+            measured = _in_own_process(store, variant, config, batch_sizes, cpus, longest_s)
+        except InferenceFailed as error:
+            failures.append(str(error))
+            on_progress(f"left out: {error}")
+            continue
+        kept.put(measured)
+        profiles += measured
+    if failures and not profiles:
+        raise InferenceFailed(failures[-1])
     return profiles
 
 
-def runtime_config_of(variant: Variant, *, threads: int = 1) -> RuntimeConfig:
-    """The runtime that executes this variant's format."""
-    return RuntimeConfig(name="torch" if variant.format == "torch_export" else "onnxruntime", threads=threads)
+def _known(
+    kept: ProfileStore, variant: Variant, config: RuntimeConfig, batch_sizes: Sequence[int],
+    cpus: Sequence[int] | None, longest_s: float,
+) -> list[Profile]:  # fmt: skip
+    """All that `batch_sizes` ask for, or nothing."""
+    key = _key_on(cpus, config)
+    found: list[Profile] = []
+    for batch_size in sorted(batch_sizes):
+        if found and found[-1].latency_p50_s > longest_s:
+            break
+        profile = kept.get(variant.id, config, batch_size, key)
+        if profile is None:
+            return []
+        found.append(profile)
+    return found
 
 
-def _median_interval(sample: NDArray[np.float64]) -> tuple[float, float]:
+def _key_on(cpus: Sequence[int] | None, config: RuntimeConfig) -> str:
+    """`profile_key` as the measuring process will see it."""
+    if not cpus or not hasattr(os, "sched_setaffinity"):
+        return profile_key(config.name)
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, cpus)
+        return profile_key(config.name)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _in_own_process(
+    store: ArtifactStore, variant: Variant, config: RuntimeConfig, batch_sizes: Sequence[int],
+    cpus: Sequence[int] | None, longest_s: float,
+) -> list[Profile]:  # fmt: skip
+    job = {
+        "store": str(store.root),
+        "variant": variant.id,
+        "runtime": config.model_dump(),
+        "batch_sizes": sorted(batch_sizes),
+        "cpus": list(cpus or []),
+        "longest_s": longest_s,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tune_spaces.profiler", json.dumps(job)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise InferenceFailed(
+            f"profiling {variant.name} on {config} in a process of its own ended with code {done.returncode}: "
+            f"{(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
+    return [Profile.model_validate(row) for row in json.loads(done.stdout.splitlines()[-1])]
+
+
+def median_interval(sample: NDArray[np.float64]) -> tuple[float, float]:
     """Distribution-free 95% interval of the median by order statistics (normal approximation of the binomial)."""
     ordered = np.sort(sample)
     half = 0.98 * np.sqrt(len(ordered))
@@ -93,7 +166,7 @@ def time_batches(run: Callable[[], object], *, budget_s: float = _SECONDS_PER_BA
         took.append(time.perf_counter() - started)
         if len(took) >= 30 and len(took) % 10 == 0:
             sample = np.asarray(took)
-            low, high = _median_interval(sample)
+            low, high = median_interval(sample)
             middle = float(np.median(sample))
             if high - middle < _NARROW * middle and middle - low < _NARROW * middle:
                 break
@@ -101,6 +174,8 @@ def time_batches(run: Callable[[], object], *, budget_s: float = _SECONDS_PER_BA
 
 
 def _profile_here(job: dict[str, Any]) -> list[dict[str, Any]]:
+    if job["cpus"] and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, job["cpus"])
     store = ArtifactStore(Path(job["store"]))
     variant = store.get(job["variant"])
     config = RuntimeConfig.model_validate(job["runtime"])
@@ -122,12 +197,18 @@ def _profile_here(job: dict[str, Any]) -> list[dict[str, Any]]:
                 runtime=config,
                 batch_size=batch_size,
                 latency_p50_s=middle,
+                latency_p50_interval_s=median_interval(took),
+                latency_p90_s=float(np.quantile(took, 0.90)),
                 latency_p99_s=float(np.quantile(took, 0.99)),
+                repeats=len(took),
                 throughput_rps=batch_size / middle,
                 memory_bytes=max(0, process.memory_info().rss - before),
+                hardware_key=profile_key(config.name),
                 hardware=fingerprint(),
             ).model_dump(mode="json")
         )
+        if middle > job["longest_s"]:
+            break
     runtime.close()
     return rows
 

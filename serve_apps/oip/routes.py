@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import InvalidRequest, PayloadTooLarge, SluiceError, UnknownModel
 from cluster.tensors import check_inputs
-from cluster.variants import Variant
+from cluster.variants import TensorSpec, Variant
 from serve_apps.oip.codec import HEADER_LENGTH, check_json_size, decode, encode_response
 
 Scope = MutableMapping[str, Any]
@@ -39,7 +39,7 @@ SERVER = {
     "name": "sluice",
     "version": "0.1.0",
     # schedule_policy: the parameters `priority` and `timeout`.
-    "extensions": ["binary_tensor_data", "schedule_policy"],
+    "extensions": ["binary_tensor_data", "schedule_policy", "model_configuration"],
 }
 PLATFORMS = {"onnx": "onnx_onnxv1", "torch_export": "pytorch_export"}
 _JSON = (b"content-type", b"application/json")
@@ -55,6 +55,9 @@ class ModelHost(Protocol):
 
     @property
     def variant(self) -> Variant: ...
+
+    @property
+    def config(self) -> dict[str, Any]: ...
 
     def is_ready(self) -> bool: ...
 
@@ -146,9 +149,11 @@ class OipApp:
             case ["ready"]:
                 ready = host.is_ready()
                 return _get(method, {"name": name, "ready": ready}, 200 if ready else 503)
+            case ["config"]:
+                return _get(method, _configuration(name, served, host.config))
             case ["infer"]:
                 return None if method == "POST" else _not_allowed(method, "POST")
-        raise UnknownModel(f"{'/'.join(rest)[:200]!r} is not here; a model has /ready and /infer")
+        raise UnknownModel(f"{'/'.join(rest)[:200]!r} is not here; a model has /ready, /config and /infer")
 
     async def _infer(self, scope: Scope, receive: Receive) -> Answer:
         headers = dict(scope["headers"])
@@ -238,6 +243,37 @@ def _metadata(name: str, served: _Served) -> dict[str, Any]:
         "inputs": [spec.model_dump(mode="json") for spec in served.inputs],
         "outputs": [spec.model_dump(mode="json") for spec in served.outputs],
     }
+
+
+def _configuration(name: str, served: _Served, config: dict[str, Any]) -> dict[str, Any]:
+    """How the model is served, in the form of Triton's model configuration extension: what it has no field for stands
+    under `parameters`, as strings."""
+    runtime = config["runtime"]
+    rest = {
+        "variant": served.variant.name,
+        "precision": served.variant.precision,
+        "max_queued_requests": config["max_queued_requests"],
+        "default_timeout_s": config["default_timeout_s"],
+        **{f"runtime.{field}": value for field, value in runtime.items()},
+    }
+    return {
+        "name": name,
+        "platform": PLATFORMS[served.variant.format],
+        "backend": runtime["name"],
+        "version_policy": {"specific": {"versions": [served.version]}},
+        "max_batch_size": config["max_batch_size"],
+        "input": [_tensor(spec) for spec in served.inputs],
+        "output": [_tensor(spec) for spec in served.outputs],
+        "instance_group": [{"kind": "KIND_CPU", "count": runtime["streams"]}],
+        "dynamic_batching": {"max_queue_delay_microseconds": 0},
+        "parameters": {key: {"string_value": str(value)} for key, value in rest.items() if value is not None},
+    }
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    """As Triton's config has it: without the batch dimension."""
+    datatype = "STRING" if spec.datatype == "BYTES" else spec.datatype
+    return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": list(spec.shape[1:])}
 
 
 def _get(method: str, value: dict[str, Any], status: int = 200) -> Answer:

@@ -17,8 +17,10 @@ from cluster.errors import InvalidRequest
 
 
 def to_bf16(model: bytes) -> bytes:
-    """The graph with every fp32 kernel and matrix in bf16; vectors (biases, scales) stay. Raises InvalidRequest if there
-    is none."""
+    """The graph with every fp32 kernel and matrix in bf16; vectors (biases, scales) stay.
+
+    Raises InvalidRequest if there is nothing to cast.
+    """
     proto = onnx.load_from_string(model)
     kept, casts = [], []
     for tensor in proto.graph.initializer:
@@ -32,14 +34,14 @@ def to_bf16(model: bytes) -> bytes:
             onnx.TensorProto(
                 name=name, data_type=onnx.TensorProto.BFLOAT16, dims=tensor.dims,
                 raw_data=np.ascontiguousarray(rounded).tobytes(),
-            )  # fmt: skip
+            )
         )
         casts.append(helper.make_node("Cast", [name], [tensor.name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT))
     if not casts:
-        raise InvalidRequest("the graph has no fp32 kernel or matrix; bf16 has nothing to halve in it")
+        raise InvalidRequest("the graph has no fp32 kernel or matrix that bf16 could halve; leave this pass out")
     nodes = [*casts, *proto.graph.node]
     del proto.graph.initializer[:], proto.graph.node[:]
     proto.graph.initializer.extend(kept)
     proto.graph.node.extend(nodes)
     onnx.checker.check_model(proto)
-    return proto.SerializeToString()
+    return bytes(proto.SerializeToString())

@@ -129,7 +129,8 @@ class _Line:
     def _trained(self) -> Variant:
         assert self._model.module is not None
         weights = {name: tensor.contiguous() for name, tensor in self._model.module.state_dict().items()}
-        files = {"model.pt2": to_torch_archive(self._model.module, self._model.inputs), "weights.safetensors": save(weights)}
+        program = to_torch_archive(self._model.module, self._model.inputs)
+        files = {"model.pt2": program, "weights.safetensors": save(weights)}
         return self._add("fp32-torch", None, (Pass(name="train"),), files, format="torch_export", made_for="torch")
 
     def _pruned(self, root: Variant | None, config: PruneConfig, int8: QuantizeConfig | None) -> None:
@@ -178,7 +179,7 @@ class _Line:
         precision: Precision = "fp32", format: str = "onnx", made_for: RuntimeName = "onnxruntime",
     ) -> Variant:  # fmt: skip
         variant = Variant(
-            name=f"{self._model.name}/{name}", parent_id=parent.id if parent else None, passes=passes, format=format,  # type: ignore[arg-type]
+            name=f"{self._model.name}/{name}", parent_id=parent.id if parent else None, passes=passes, format=format,
             precision=precision, **self._common,
         )  # fmt: skip
         self._made.append(self._bench.add(variant, files, made_for))

@@ -68,7 +68,9 @@ def finetune(
                 losses.append(loss.detach())
             mean_loss = float(torch.stack(losses).mean())
             if not math.isfinite(mean_loss):
-                raise TrainingFailed(f"fine-tuning diverged: loss {mean_loss} in epoch {epoch + 1}; lower lr={config.lr}")
+                raise TrainingFailed(
+                    f"fine-tuning diverged: loss {mean_loss} in epoch {epoch + 1}; lower lr={config.lr}"
+                )
             right = correct(tuned, x_val, y_val)
             notify(f"fine-tune epoch {epoch + 1}/{config.epochs}: loss {mean_loss:.3f}, validation {right / kept:.4f}")
             if right > best_right:

@@ -1,8 +1,8 @@
 """nn.Module -> a smaller nn.Module: whole channels removed, with everything that depends on them.
 
-Which tensors must shrink together is read off the traced graph: Fang et al., "DepGraph: Towards Any Structural Pruning",
-CVPR 2023, section 3 (Torch-Pruning). Channels go by the L2 norm of all weights in their group, the smallest first
-(section 4.1 there; Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, section 3.1, for single layers).
+Which tensors must shrink together is read off the traced graph: Fang et al., "DepGraph: Towards Any Structural
+Pruning", CVPR 2023, section 3 (Torch-Pruning). Channels go by the L2 norm of all weights in their group, the smallest
+first (section 4.1 there; Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, section 3.1, for one layer).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def prune(model: nn.Module, config: PruneConfig, *, inputs: TensorSpec) -> nn.Mo
         with torch.inference_mode():
             shape, expected = pruned(example).shape, model.eval()(example).shape
     except Exception as error:
-        raise InvalidRequest(f"the model cannot be pruned by its dependency graph ({error!r}); leave pruning out") from error
+        raise InvalidRequest(f"the model cannot be pruned as a graph ({error!r}); leave pruning out") from error
     if shape != expected:
         raise InvalidRequest(f"pruning would change the output from {list(expected)} to {list(shape)}; leave it out")
     if _parameters(pruned) >= before:

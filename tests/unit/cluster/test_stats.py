@@ -135,14 +135,13 @@ def test_one_sided_bounds_leave_the_whole_rest_on_one_side(counts: tuple[int, in
 @given(pair=pairs())
 def test_the_difference_is_that_of_the_accuracies_and_lies_in_its_interval(pair: tuple[Flags, Flags]) -> None:
     parent, child = pair
-    delta, (low, high) = paired_delta(parent, child)
-    assert delta == pytest.approx(float(child.mean() - parent.mean()), abs=1e-12)
-    assert -1.0 <= low <= delta <= high <= 1.0
+    delta = paired_delta(parent, child)
+    assert delta.value == pytest.approx(float(child.mean() - parent.mean()), abs=1e-12)
+    (low, high), (low_bound, high_bound) = delta.interval, delta.bounds
+    assert -1.0 <= low <= low_bound <= high_bound <= high <= 1.0
+    assert low <= delta.value <= high
     assert low < high
-    assert paired_delta(parent, child) == (delta, (low, high)), "the same counts must give the same interval"
-    wide = paired_delta(parent, child, confidence=0.99)[1]
-    assert wide[0] <= low
-    assert wide[1] >= high
+    assert paired_delta(parent, child) == delta, "the same counts must give the same interval"
 
 
 @settings(max_examples=20, deadline=None)
@@ -155,20 +154,21 @@ def test_the_order_of_the_pictures_does_not_matter(pair: tuple[Flags, Flags], se
 @settings(max_examples=20, deadline=None)
 @given(pair=pairs())
 def test_swapping_parent_and_child_mirrors_the_difference(pair: tuple[Flags, Flags]) -> None:
-    delta, (low, high) = paired_delta(*pair)
-    back, (back_low, back_high) = paired_delta(pair[1], pair[0])
-    assert back == pytest.approx(-delta, abs=1e-12)
+    delta, back = paired_delta(*pair), paired_delta(pair[1], pair[0])
+    assert back.value == pytest.approx(-delta.value, abs=1e-12)
     # Another draw, so the ends agree but for the bootstrap's own noise: a few of its steps of 1/n.
-    assert (back_low, back_high) == pytest.approx((-high, -low), abs=3.0 / len(pair[0]))
+    for there, here in ((back.interval, delta.interval), (back.bounds, delta.bounds)):
+        assert there == pytest.approx((-here[1], -here[0]), abs=3.0 / len(pair[0]))
 
 
 def test_the_interval_is_that_of_the_large_sample_formula() -> None:
     """McNemar's standard error: sqrt(won + lost - (won - lost)^2 / n) / n."""
     n, won, lost = 10_000, 120, 180
-    delta, (low, high) = paired_delta(*pair(n, won, lost))
+    delta = paired_delta(*pair(n, won, lost))
     error = np.sqrt(won + lost - (won - lost) ** 2 / n) / n
-    assert delta == -0.006
-    assert (low, high) == pytest.approx((delta - 1.96 * error, delta + 1.96 * error), abs=1.5e-4)
+    assert delta.value == -0.006
+    assert delta.interval == pytest.approx((-0.006 - 1.96 * error, -0.006 + 1.96 * error), abs=1.5e-4)
+    assert delta.bounds == pytest.approx((-0.006 - 1.645 * error, -0.006 + 1.645 * error), abs=1.5e-4)
 
 
 def test_the_interval_covers_as_often_as_it_says() -> None:
@@ -176,14 +176,15 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     truth, n = np.array([0.02, 0.03, 0.95]), 1000
     hits = 0
     for won, lost, _ in rng.multinomial(n, truth, size=300):
-        _, (low, high) = paired_delta(*pair(n, won, lost))
+        low, high = paired_delta(*pair(n, won, lost)).interval
         hits += low <= truth[0] - truth[1] <= high
     assert 0.92 < hits / 300 < 0.98
 
 
 def test_no_disagreement_is_no_certainty() -> None:
-    delta, (low, high) = paired_delta(*pair(200, 0, 0))
-    assert delta == 0.0
+    delta = paired_delta(*pair(200, 0, 0))
+    low, high = delta.interval
+    assert delta.value == 0.0
     assert low < 0.0 < high
     assert high - low < 0.03
 
@@ -213,7 +214,7 @@ def test_columns_that_do_not_pair_are_refused(columns: tuple[Flags, Flags]) -> N
     ],
 )
 def test_the_relative_verdict(n: int, won: int, lost: int, verdict: str) -> None:
-    assert judge_relative(*pair(n, won, lost), max_drop=0.005) == verdict
+    assert judge_relative(paired_delta(*pair(n, won, lost)).bounds, max_drop=0.005) == verdict
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_the_absolute_verdict_follows_its_bounds(counts: tuple[int, int], floor:
 @given(pair=pairs(), drops=st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)))
 def test_a_wider_allowance_never_worsens_the_verdict(pair: tuple[Flags, Flags], drops: tuple[float, float]) -> None:
     rank = {"fails": 0, "unclear": 1, "holds": 2}
-    strict, lenient = (rank[judge_relative(*pair, max_drop=drop)] for drop in sorted(drops))
+    strict, lenient = (rank[judge_relative(paired_delta(*pair).bounds, max_drop=drop)] for drop in sorted(drops))
     assert strict <= lenient
 
 
@@ -252,7 +253,7 @@ def test_a_true_drop_at_the_limit_rarely_passes() -> None:
     rng = np.random.default_rng(11)
     truth = np.array([0.02, 0.03, 0.95])  # 0.01 worse
     passed = sum(
-        judge_relative(*pair(2000, won, lost), max_drop=0.01) == "holds"
+        judge_relative(paired_delta(*pair(2000, won, lost)).bounds, max_drop=0.01) == "holds"
         for won, lost, _ in rng.multinomial(2000, truth, size=300)
     )
     assert passed / 300 < 0.09

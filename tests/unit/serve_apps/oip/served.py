@@ -50,6 +50,15 @@ class Host:
         self.ready = True
         self.batcher = Batcher(model, **options)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "max_batch_size": self.batcher.max_batch_size,
+            "max_queued_requests": self.batcher.max_queued_requests,
+            "default_timeout_s": None,
+            "runtime": {"name": "onnxruntime", "threads": 1, "inter_op_threads": 1, "streams": 2},
+        }
+
     def is_ready(self) -> bool:
         return self.ready
 
