@@ -84,8 +84,9 @@ class Curve:
             x = math.log2(p.batch_size / first.batch_size) / width
             return (p.throughput_rps - first.throughput_rps) / height - x
 
-        # Of points that stand out alike the smallest batch; a rise below its chord pays to the end.
-        return max(rise, key=lambda p: (round(above_chord(p), 6), p.batch_size if above_chord(p) <= 0 else -p.batch_size))
+        # Of points that stand out alike the smallest batch; a rise that nowhere leaves its chord pays to the end.
+        furthest = max(rise, key=lambda p: (round(above_chord(p), 6), -p.batch_size))
+        return furthest if above_chord(furthest) > 1e-6 else last
 
     def seconds(self, batch_size: float) -> float:
         """Median time of a batch of that size: measured, between two measured sizes interpolated, beyond the largest
@@ -130,7 +131,7 @@ class ProfileStore:
                 unfinished.write_text(json.dumps(profile.model_dump(mode="json")))
                 os.replace(unfinished, path)
             except OSError as error:
-                raise ArtifactError(f"cannot write {path} ({error}); see that it may be written and has room") from error
+                raise ArtifactError(f"cannot write {path} ({error}); see that there is room and permission") from error
 
     def _path(self, variant_id: str, runtime: RuntimeConfig, batch_size: int, hardware_key: str) -> Path:
         content = {

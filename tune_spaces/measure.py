@@ -160,8 +160,8 @@ def bound_label(bound_s: float) -> str:
 
 
 @dataclass(frozen=True)
-class _Bench:
-    """What every measurement of one comparison shares."""
+class Bench:
+    """What every measurement of one comparison, or of one study, shares."""
 
     protocol: Protocol
     client_cpus: list[int] | None
@@ -325,7 +325,7 @@ def compare(
     say: Say,
 ) -> Comparison:
     """Measure both endpoints side by side, in turn. A client that holds nothing leaves every SLO rate None."""
-    bench = _Bench(protocol, client_cpus, server_cpus, say)
+    bench = Bench(protocol, client_cpus, server_cpus, say)
     pairs = [(before, Figures()), (after, Figures())]
     for endpoint, _ in pairs:
         run_closed_loop(endpoint.target, connections=8, duration_s=protocol.warmup_s + 1.0, cpus=client_cpus)

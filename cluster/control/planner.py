@@ -1,95 +1,110 @@
-"""Variants + Profiles -> Plan. Pure: the same measurements always give the same plan."""
+"""Study -> Plan: which of the configurations that were measured live is deployed. Pure.
+
+The same measurements always give the same plan. "Best" is the SLO's objective; configurations that differ by less than
+measurements scatter count as equal, and the faster answer, the better accuracy and the smaller batch decide.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import ConfigError
-from cluster.plans import Plan
-from cluster.profiles import Profile
-from cluster.slo import AccuracyFloor
-from cluster.variants import Variant
+from cluster.plans import Configuration, Plan
+from cluster.slo import Slo
+from cluster.studies import Outcome, Study
 
-_NEAR_BEST = 0.95
-"""A batch size within 5% of the best is as good; the smallest such one asks least of caches and memory."""
-_PER_BATCH_S = 0.001
-"""What a batch costs outside the graph (threads, queue, joining and splitting), which no profile holds: measured as
-the difference that a cap of 8 against 64 makes to a full deployment, 0.39 against 0.28 ms a request."""
-_BATCH_S = 0.010
-"""How long one batch may keep the executor: a fifth of the default bound of 50 ms, so that whoever just missed it is
-still served in time."""
+_AS_GOOD = 0.03
+"""Figures within 3% of the best are as good: the SLO rates of one configuration scatter about that much."""
 
 
-def choose(
-    variants: Sequence[Variant], profiles: Sequence[Profile], *, floor: AccuracyFloor | None = None, model_name: str,
-    store: Path, num_replicas: int = 1,
-) -> Plan:  # fmt: skip
-    """The profiled variant with the highest throughput (smaller file on a tie) whose floor holds in the runtime of its
-    profile, at the batch size of `_cap`. "unclear" is not good enough.
+def holds(outcome: Outcome, slo: Slo) -> bool:
+    """Does it keep the promise? Of a load that the SLO names 99% must be answered within the bound, and the memory
+    budget holds. (Without a named load there is none to hold. Accuracy is decided before anything is measured.)"""
+    memory = slo.budget.memory_mib
+    if memory is not None and (outcome.memory_bytes or 0) > memory << 20:
+        return False
+    if slo.rate_rps is None and slo.trace is None:
+        return outcome.slo_rate_rps is not None and outcome.slo_rate_rps > 0
+    return outcome.latency_p99_s <= slo.latency_p99_s
 
-    Raises ConfigError when no variant holds its accuracy floor, none of those was profiled, or the profiles are of
-    several machines.
+
+def score(outcome: Outcome, slo: Slo) -> float:
+    """Larger is better, comparable within one study."""
+    if slo.objective == "min_latency":
+        return -outcome.latency_p99_s
+    if slo.objective == "min_cost":
+        return -(outcome.core_s_per_million if outcome.core_s_per_million is not None else 1e12 / outcome.max_rate_rps)
+    return outcome.slo_rate_rps if outcome.slo_rate_rps is not None else outcome.max_rate_rps
+
+
+def ranked(outcomes: Sequence[Outcome], slo: Slo) -> list[Outcome]:
+    """Those that hold, best first: as `choose` prefers them."""
+    left = [o for o in outcomes if holds(o, slo)]
+    order: list[Outcome] = []
+    while left:
+        best = max(score(o, slo) for o in left)
+        as_good = [o for o in left if score(o, slo) >= best - _AS_GOOD * abs(best)]
+        first = min(
+            as_good,
+            key=lambda o: (
+                round(o.latency_p99_s, 4), -o.accuracy, o.configuration.max_batch_size, -score(o, slo),
+                o.configuration.key,
+            ),
+        )  # fmt: skip
+        order.append(first)
+        left.remove(first)
+    return order
+
+
+def choose(study: Study, *, store: Path, predicted: dict[str, Any] | None = None) -> Plan:
+    """The best configuration of the study that keeps the SLO.
+
+    Raises ConfigError, saying what came nearest, if none does.
     """
-    floor = floor or AccuracyFloor()
-    allowed = {v.id: v for v in variants if any(floor.verdict(a) == "holds" for a in v.accuracies)}
-    if not allowed:
-        verdicts = {v.name: (floor.verdict(v.accuracy) if v.accuracy else "not measured") for v in variants}
-        raise ConfigError(
-            f"no variant holds its accuracy floor: {verdicts}; train longer (--set epochs=...), or quantize less"
-        )
-    rows = [
-        p for p in profiles
-        if p.variant_id in allowed and floor.verdict(allowed[p.variant_id].accuracy_in(p.runtime.name)) == "holds"
-    ]  # fmt: skip
-    if not rows:
-        names = sorted(v.name for v in allowed.values())
-        raise ConfigError(f"no variant that holds its floor was profiled: {names}; pass their profiles too")
-    machines = [p.hardware for p in rows if p.hardware != rows[0].hardware]
-    if machines:
-        raise ConfigError(
-            f"the profiles are of several machines ({rows[0].hardware} and {machines[0]}); their throughputs do not "
-            "compare, profile every variant on the one that will serve"
-        )
-    # The last three only break exact ties, so that the order of the profiles decides nothing.
-    best = max(
-        rows,
-        key=lambda p: (
-            p.throughput_rps, -allowed[p.variant_id].size_bytes, -p.runtime.threads, p.runtime.name, p.variant_id
-        ),
-    )  # fmt: skip
-    variant = allowed[best.variant_id]
-    same = [p for p in rows if p.variant_id == best.variant_id and p.runtime == best.runtime]
-    good = _cap(same)
-    return Plan(
-        model_name=model_name,
-        variant_id=variant.id,
-        variant_name=variant.name,
-        runtime=best.runtime,
-        store=str(store),
-        max_batch_size=good.batch_size,
-        num_replicas=num_replicas,
-        num_cpus_per_replica=float(best.runtime.threads),
-        predicted={"kernel_throughput_rps": good.throughput_rps, "batch_latency_p50_s": good.latency_p50_s},
-        made_by="sluice planner: highest profiled throughput among variants that hold their floor",
+    slo, outcomes = study.header.slo, study.outcomes()
+    order = ranked(outcomes, slo)
+    if not order:
+        raise ConfigError(_nothing_holds(outcomes, slo))
+    best = order[0]
+    return plan_of(
+        best.configuration,
+        model_name=slo.model_name,
+        store=store,
+        slo=slo.model_dump(mode="json"),
+        predicted=predicted or {},
+        measured={
+            "slo_rate_rps": best.slo_rate_rps,
+            "max_rate_rps": best.max_rate_rps,
+            "latency_p50_s": best.latency_p50_s,
+            "latency_p99_s": best.latency_p99_s,
+            "accuracy": best.accuracy,
+            "core_s_per_million": best.core_s_per_million,
+            "memory_bytes": best.memory_bytes,
+            "trials": best.trials,
+        },
+        made_by=f"study {study.header.name}: best of {len(outcomes)} configurations measured live by {slo.objective}",
     )
 
 
-def _cap(same: Sequence[Profile]) -> Profile:
-    """The batch size that serves most requests per second, its own cost counted, among those that are done soon; the
-    shortest if none is.
+def plan_of(configuration: Configuration, *, model_name: str, store: Path, made_by: str, **more: Any) -> Plan:
+    """The plan that deploys a configuration; each replica asks for as many CPUs as its runtime can keep busy."""
+    return Plan(
+        **configuration.model_dump(include=set(Configuration.model_fields)), model_name=model_name, store=str(store),
+        num_cpus_per_replica=float(configuration.runtime.cores), made_by=made_by, **more,
+    )  # fmt: skip
 
-    max_batch_size is a cap and not a wait: a batch forms when the executor frees, so it is only ever filled by requests
-    that wait already.
-    """
 
-    def rate(profile: Profile) -> float:
-        return profile.batch_size / (profile.latency_p50_s + _PER_BATCH_S)
-
-    shortest = min(same, key=lambda p: (p.latency_p99_s, p.batch_size))
-    soon = [p for p in same if p.latency_p99_s <= _BATCH_S] or [shortest]
-    best = max(map(rate, soon))
-    return min(
-        (p for p in soon if rate(p) >= _NEAR_BEST * best),
-        key=lambda p: (p.batch_size, -p.throughput_rps, p.latency_p50_s),
+def _nothing_holds(outcomes: Sequence[Outcome], slo: Slo) -> str:
+    if not outcomes:
+        return "no configuration could be measured; the trials' files say why"
+    load = slo.peak_rps()
+    wish = f"{load:,.0f} req/s with p99" if load else "any rate with p99"
+    nearest = min(outcomes, key=lambda o: (o.latency_p99_s, -o.max_rate_rps))
+    memory = f" within {slo.budget.memory_mib} MiB" if slo.budget.memory_mib else ""
+    return (
+        f"none of {len(outcomes)} configurations holds {wish} within {slo.latency_p99_ms:g} ms{memory}; nearest: "
+        f"{nearest.configuration}, p99 {nearest.latency_p99_s * 1e3:,.1f} ms at {load or 0:,.0f} req/s and at most "
+        f"{nearest.max_rate_rps:,.0f} req/s; give it more cores, a lower rate or a longer bound"
     )

@@ -1,0 +1,236 @@
+"""Study: what a search measured live, trial by trial, and what it was for. Kept so that a kill -9 costs one trial.
+
+    <folder>/study.json            StudyHeader: the question
+    <folder>/trials/0007.json      Trial: one configuration, measured once
+
+Every file arrives by atomic rename and is never changed again; a study is resumed by reading what is there.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cluster.errors import ArtifactError, ConfigError
+from cluster.plans import Configuration
+from cluster.slo import Slo
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LiveFigures(_Frozen):
+    """One configuration under load, behind the whole request path. Rates in requests/s, times in s."""
+
+    max_rate_rps: float
+    """Closed loop, all connections busy."""
+    slo_rate_rps: float | None
+    """Highest Poisson rate whose p99 held the bound; None if it was not looked for, or the client could not tell."""
+    slo_rate_is_a_floor: bool = False
+    """It still held at the highest rate that the client can hold."""
+    reference_rate_rps: float
+    """The load of all figures below: the SLO's own if it names one, else one that is the same for all trials."""
+    latency_p50_s: float | None
+    latency_p99_s: float | None
+    """None: over 1% were refused or failed."""
+    attainment: float
+    """Share of requests answered rightly within the bound."""
+    error_rate: float
+    core_s_per_million: float | None
+    """CPU seconds of all server processes per million right answers; None where they cannot be told apart."""
+    memory_bytes: int | None
+    """Of the replicas' processes."""
+    client_cpu_share: float
+    p99_by_rate: tuple[tuple[float, float | None], ...] = ()
+    """Every judged step of the search for the SLO rate."""
+    latency_histogram: str = ""
+    """HdrHistogram in microseconds, at the reference load."""
+
+
+Origin = Literal["profiles", "optuna", "confirm", "grid"]
+
+
+class Trial(_Frozen):
+    """One configuration, measured once: one of `figures` and `error`."""
+
+    number: int = Field(ge=1)
+    configuration: Configuration
+    origin: Origin
+    """Who asked for it: the ranking by profiles, the search, the confirmation of the best, or a whole grid."""
+    seed: int
+    figures: LiveFigures | None = None
+    error: str | None = None
+    started_at: str
+    took_s: float
+
+
+class StudyHeader(_Frozen):
+    """What a study asks. Two with the same `question` may share trials."""
+
+    schema_version: int = 1
+    name: str
+    slo: Slo
+    variants: dict[str, str]
+    """Names by id."""
+    accuracies: dict[str, dict[str, float]]
+    """By variant id, then runtime."""
+    protocol: dict[str, Any]
+    cpus: dict[str, list[int]]
+    """Cores of the "server" and of the "client"; empty: not pinned."""
+    hardware: dict[str, Any]
+    hardware_key: str
+    command: str
+    created_at: str
+
+    def question(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", include={"slo", "variants", "protocol", "cpus", "hardware_key"})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Medians over all trials of one configuration that were measured."""
+
+    configuration: Configuration
+    accuracy: float
+    trials: int
+    slo_rate_rps: float | None
+    slo_rates_rps: tuple[float, ...]
+    """Each trial's, to see how much they scatter."""
+    max_rate_rps: float
+    latency_p50_s: float
+    latency_p99_s: float
+    """Infinite where over 1% failed in most trials."""
+    attainment: float
+    core_s_per_million: float | None
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """The question and all trials so far; in a notebook it shows itself as a table."""
+
+    header: StudyHeader
+    trials: tuple[Trial, ...]
+
+    def outcomes(self) -> list[Outcome]:
+        """One for each configuration that was measured, in the order of their first trials."""
+        groups: dict[str, list[Trial]] = {}
+        for trial in self.trials:
+            if trial.figures is not None:
+                groups.setdefault(trial.configuration.key, []).append(trial)
+        return [self._outcome(group) for group in groups.values()]
+
+    def _outcome(self, group: Sequence[Trial]) -> Outcome:
+        configuration = group[0].configuration
+        figures = [trial.figures for trial in group if trial.figures is not None]
+        rates = tuple(f.slo_rate_rps for f in figures if f.slo_rate_rps is not None)
+        costs = [f.core_s_per_million for f in figures if f.core_s_per_million is not None]
+        memory = [f.memory_bytes for f in figures if f.memory_bytes is not None]
+
+        def median(values: list[float | None]) -> float:
+            return statistics.median(math.inf if value is None else value for value in values)
+
+        return Outcome(
+            configuration=configuration,
+            accuracy=self.header.accuracies[configuration.variant_id][configuration.runtime.name],
+            trials=len(figures),
+            slo_rate_rps=statistics.median(rates) if rates else None,
+            slo_rates_rps=rates,
+            max_rate_rps=statistics.median(f.max_rate_rps for f in figures),
+            latency_p50_s=median([f.latency_p50_s for f in figures]),
+            latency_p99_s=median([f.latency_p99_s for f in figures]),
+            attainment=statistics.median(f.attainment for f in figures),
+            core_s_per_million=statistics.median(costs) if costs else None,
+            memory_bytes=max(memory) if memory else None,
+        )
+
+    def _repr_html_(self) -> str:
+        headers = ("configuration", "SLO rate", "max rate", "p50", "p99", "accuracy", "trials")
+        rows = [
+            (
+                str(o.configuration),
+                "" if o.slo_rate_rps is None else f"{o.slo_rate_rps:,.0f}/s",
+                f"{o.max_rate_rps:,.0f}/s",
+                *("failed" if math.isinf(s) else f"{s * 1e3:.2f} ms" for s in (o.latency_p50_s, o.latency_p99_s)),
+                f"{o.accuracy:.4f}",
+                str(o.trials),
+            )
+            for o in sorted(self.outcomes(), key=lambda o: -(o.slo_rate_rps or o.max_rate_rps))
+        ]
+        head = "".join(f"<th>{html.escape(h)}</th>" for h in headers)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+        return f"<table><caption>{html.escape(self.header.name)}</caption><tr>{head}</tr>{body}</table>"
+
+
+class StudyStore:
+    """The folder of one study. Creating the object touches nothing; one writer at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open(self, header: StudyHeader) -> Study:
+        """Begin the study, or go on with the one of the same question that is there.
+
+        Raises ConfigError, naming what differs, if the folder holds a study of another question.
+        """
+        path = self.folder / "study.json"
+        if not path.exists():
+            self._write(path, header.model_dump(mode="json"))
+            return self.read()
+        there = self.read()
+        was, now = there.header.question(), header.question()
+        differing = [key for key in now if now[key] != was[key]]
+        if differing:
+            told = "; ".join(f"{key} was {_short(was[key])}, now {_short(now[key])}" for key in differing)
+            raise ConfigError(
+                f"{self.folder} holds a study of another question ({told}); give the study another name (--study), or "
+                "go on with what it was started with"
+            )
+        return there
+
+    def read(self) -> Study:
+        """All that is there. Raises ConfigError if there is no study, or a file of it is damaged."""
+        header_path = self.folder / "study.json"
+        paths = sorted((self.folder / "trials").glob("[0-9]*.json"))
+        path = header_path
+        try:
+            header = StudyHeader.model_validate_json(header_path.read_text())
+            trials = []
+            for path in paths:
+                trials.append(Trial.model_validate_json(path.read_text()))
+        except FileNotFoundError as error:
+            raise ConfigError(f"no study in {self.folder}; start one with `sluice tune`") from error
+        except (OSError, ValidationError) as error:
+            raise ConfigError(f"{path} is damaged ({error}); delete it, the rest is used") from error
+        return Study(header, tuple(trials))
+
+    def add(self, trial: Trial) -> None:
+        """Keep a trial. Raises ArtifactError if the disk refuses."""
+        self._write(self.folder / "trials" / f"{trial.number:04d}.json", trial.model_dump(mode="json"))
+
+    def _write(self, path: Path, value: Any) -> None:
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("w") as file:
+                json.dump(value, file, indent=1, allow_nan=False)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except OSError as error:
+            raise ArtifactError(f"cannot write {path} ({error}); see that it may be written and has room") from error
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 200 else f"{text[:197]}..."
