@@ -3,34 +3,32 @@
     root/objects/ab/<sha256>      bytes, written once
     root/variants/<id>.json       manifest; names the bytes by sha256 and bears a checksum of its own
     root/refs/<name>              a variant id; the only thing that ever changes its meaning
+    root/history/<model>.json     where refs/active/<model> pointed before: see releases.py
     root/tmp/                     half-written files
 
-Every file arrives by write, fsync, rename, fsync of the folders. Blobs come before the manifest that names them, so
+Every file arrives whole (durable.py). Nothing is ever deleted but by garbage.py. Blobs come before the manifest that names them, so
 whoever sees a manifest can read all of it. A kill -9 leaves half a file in tmp/, which a later put sweeps, or a whole
 blob that no manifest names yet, which the same put made again finds and uses. Nothing here is ever unpickled.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
-import time
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ArtifactError, ChecksumMismatch, ConfigError, RefConflict, VariantNotFound
+from cluster.durable import STALE_S, DurableFolder
+from cluster.errors import ChecksumMismatch, ConfigError, RefConflict, VariantNotFound
 from cluster.variants import NAME, SCHEMA_VERSION, ArtifactFile, Variant, canonical_sha256
 
 _NAME = re.compile(NAME)
 _ID = re.compile(r"[0-9a-f]{16}")
 _ID_PREFIX = re.compile(r"[0-9a-f]{6,16}")
-_STALE_S = 3600.0
 
 
 class _Anything:
@@ -50,6 +48,7 @@ class ArtifactStore:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).absolute()  # a plan carries it to replicas, which run in another folder
+        self.folder = DurableFolder(self.root)
 
     def put(self, variant: Variant, files: Mapping[str, bytes]) -> Variant:
         """Store `files` and the manifest that names them; returns the manifest with its files filled in.
@@ -61,15 +60,16 @@ class ArtifactStore:
             if not _NAME.fullmatch(path):
                 raise ConfigError(f"file name {path!r} is not allowed in a variant; use letters, digits, . _ - and /")
         self.sweep()
-        entries = []
-        for path, data in sorted(files.items()):
-            digest = hashlib.sha256(data).hexdigest()
-            self._write_blob(digest, data)
-            entries.append(ArtifactFile(path=path, sha256=digest, size_bytes=len(data)))
-        stored = variant.model_copy(update={"files": tuple(entries)})
-        manifest = stored.model_dump(mode="json")
-        manifest["checksum"] = canonical_sha256(manifest)
-        self._write(self._manifest(stored.id), json.dumps(manifest, indent=1).encode())
+        with self.folder.lock(".put-lock", shared=True):  # a blob that is there already must stay until it is named
+            entries = []
+            for path, data in sorted(files.items()):
+                digest = hashlib.sha256(data).hexdigest()
+                self._write_blob(digest, data)
+                entries.append(ArtifactFile(path=path, sha256=digest, size_bytes=len(data)))
+            stored = variant.model_copy(update={"files": tuple(entries)})
+            manifest = stored.model_dump(mode="json")
+            manifest["checksum"] = canonical_sha256(manifest)
+            self.folder.write(self.manifest_path(stored.id), json.dumps(manifest, indent=1).encode())
         return stored
 
     def get(self, ref: str) -> Variant:
@@ -79,7 +79,7 @@ class ArtifactStore:
             variant_id = self.ref(ref)
         if variant_id is not None:
             try:
-                return self._load(self._manifest(variant_id))
+                return self._load(self.manifest_path(variant_id))
             except FileNotFoundError:
                 raise VariantNotFound(
                     f"{ref!r} points at variant {variant_id}, which is not in {self.root}; make it again"
@@ -93,7 +93,7 @@ class ArtifactStore:
         if entry is None:
             known = [f.path for f in variant.files]
             raise VariantNotFound(f"variant {variant.id} has no file {path!r}; it has {known}")
-        blob = self._blob(entry.sha256)
+        blob = self.blob_path(entry.sha256)
         try:
             data = blob.read_bytes()
         except FileNotFoundError:
@@ -130,16 +130,30 @@ class ArtifactStore:
         Raises RefConflict when somebody else moved it first, VariantNotFound when there is no such variant,
         ConfigError when the name looks like an id or another name is a folder of it.
         """
+        self.check_ref(name, variant_id)  # before the lock is there: what is refused leaves no trace
+        with self.changing():
+            if not isinstance(expected, _Anything) and (now := self.ref(name)) != expected:
+                raise RefConflict(f"{name!r} points at {now}, not at {expected}; read it again and decide anew")
+            self.write_ref(name, variant_id)
+
+    def check_ref(self, name: str, variant_id: str) -> None:
+        """Raises as `set_ref` does, but for RefConflict, where `name` could not point at that variant."""
         target = self._ref(name)
         if _ID_PREFIX.fullmatch(name):
             raise ConfigError(f"name {name!r} would be taken for a variant's id; add a letter beyond f, or a /")
-        if not _ID.fullmatch(variant_id) or not self._manifest(variant_id).exists():
+        if not _ID.fullmatch(variant_id) or not self.manifest_path(variant_id).exists():
             raise VariantNotFound(f"cannot point {name!r} at {variant_id!r}: no such variant in {self.root}")
-        with self._lock():
-            if not isinstance(expected, _Anything) and (now := self.ref(name)) != expected:
-                raise RefConflict(f"{name!r} points at {now}, not at {expected}; read it again and decide anew")
-            self._refuse_clash(name, target)
-            self._write(target, variant_id.encode())
+        self._refuse_clash(name, target)
+
+    def write_ref(self, name: str, variant_id: str | None) -> None:
+        """Point `name` at a variant, at nothing if it is None; for who is `changing`. Raises as `check_ref` does."""
+        if variant_id is None:
+            if (path := self._ref(name)).exists():
+                path.unlink()
+                self.folder.sync(path.parent)
+            return
+        self.check_ref(name, variant_id)
+        self.folder.write(self._ref(name), variant_id.encode())
 
     def verify(self) -> list[str]:
         """Problems in words; empty when every manifest's bytes are there and right and every name leads somewhere."""
@@ -159,7 +173,7 @@ class ArtifactStore:
             except ChecksumMismatch as error:
                 problems.append(str(error))
                 continue
-            if variant_id is not None and not self._manifest(variant_id).exists():
+            if variant_id is not None and not self.manifest_path(variant_id).exists():
                 problems.append(f"{name!r} points at {variant_id}, which does not exist")
         return problems
 
@@ -173,17 +187,21 @@ class ArtifactStore:
                 continue  # deleted while we looked
         return sorted(found, key=lambda v: (v.created_at, v.name))
 
-    def sweep(self, *, older_than_s: float = _STALE_S) -> int:
+    def sweep(self, *, older_than_s: float = STALE_S) -> int:
         """Remove half-written files that no living writer can still own; returns how many."""
-        swept = 0
-        for path in (self.root / "tmp").glob("*"):
-            try:
-                if path.is_file() and time.time() - path.stat().st_mtime > older_than_s:
-                    path.unlink()
-                    swept += 1
-            except FileNotFoundError:
-                pass  # its writer just renamed it into place
-        return swept
+        return self.folder.sweep(older_than_s=older_than_s)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Nobody else moves a name meanwhile."""
+        with self.folder.lock(".lock"):
+            yield
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Nobody else moves a name or puts a variant meanwhile."""
+        with self.changing(), self.folder.lock(".put-lock"):
+            yield
 
     def _by_prefix(self, prefix: str) -> str | None:
         found = sorted(path.stem for path in self.root.glob(f"variants/{prefix}*.json"))
@@ -217,10 +235,10 @@ class ArtifactStore:
             )
         return variant
 
-    def _blob(self, digest: str) -> Path:
+    def blob_path(self, digest: str) -> Path:
         return self.root / "objects" / digest[:2] / digest
 
-    def _manifest(self, variant_id: str) -> Path:
+    def manifest_path(self, variant_id: str) -> Path:
         return self.root / "variants" / f"{variant_id}.json"
 
     def _manifests(self) -> Iterator[Path]:
@@ -245,61 +263,13 @@ class ArtifactStore:
                 raise ConfigError(f"name {name!r} lies below the name {str(parent)!r}; choose another")
 
     def _write_blob(self, digest: str, data: bytes) -> None:
-        target = self._blob(digest)
+        target = self.blob_path(digest)
         try:
             intact = hashlib.sha256(target.read_bytes()).hexdigest() == digest
         except OSError:
             intact = False
         if intact:
             # Perhaps its writer was killed between rename and fsync: our manifest must not outlive it in a power cut.
-            self._sync_folders(target.parent)
+            self.folder.sync(target.parent)
         else:
-            self._write(target, data)
-
-    def _write(self, target: Path, data: bytes) -> None:
-        temporary = self.root / "tmp" / f"{os.getpid()}-{uuid.uuid4().hex}"
-        try:
-            self._make_root()
-            temporary.parent.mkdir(exist_ok=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-            self._sync_folders(target.parent)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
-            raise ArtifactError(
-                f"cannot write {target} ({error.strerror or error}); see that {self.root} is writable and has room"
-            ) from error
-
-    def _sync_folders(self, folder: Path) -> None:
-        """fsync `folder` and those above it up to the root: each may be new, and so lost in a power cut."""
-        _fsync(folder)
-        while folder != self.root:
-            folder = folder.parent
-            _fsync(folder)
-
-    def _make_root(self) -> None:
-        missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
-        self.root.mkdir(parents=True, exist_ok=True)
-        for path in missing:
-            _fsync(path.parent)
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        # The kernel drops the lock with its holder, so a kill -9 can't leave it behind.
-        self._make_root()
-        with (self.root / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            self.folder.write(target, data)

@@ -19,25 +19,41 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Sluice trains, compresses, profiles, deploys and load-tests a model on Ray.",
+    help="Sluice trains, compresses, tunes, deploys and load-tests a model on Ray, for the SLO that you name.",
     epilog="Example: sluice demo",
 )
 
 COMMANDS = {
     "train": "tune_spaces.commands:train",
     "compress": "tune_spaces.commands:compress",
+    "variants list": "tune_spaces.lineage:show",
+    "variants promote": "tune_spaces.lineage:promote",
+    "variants rollback": "tune_spaces.lineage:rollback",
+    "variants gc": "tune_spaces.lineage:gc",
     "profile": "tune_spaces.commands:profile",
+    "tune": "tune_spaces.commands:tune",
+    "report": "tune_spaces.commands:report",
     "serve": "tune_spaces.commands:serve_local",
     "deploy": "tune_spaces.commands:deploy",
     "load": "tune_spaces.commands:load",
     "status": "tune_spaces.commands:status",
     "stop": "tune_spaces.commands:stop",
+    "hardware": "tune_spaces.hardware:show",
+    "init": "tune_spaces.project:init",
     "demo": "tune_spaces.demo:main",
 }
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
 RunsDir = Annotated[Path | None, typer.Option(help="Where runs are kept [default: $SLUICE_RUNS or the user's].")]
+Model = Annotated[
+    str | None, typer.Option(help="Your own model: pkg.module:factory, or a file model.onnx. Needs --data.")
+]
+Data = Annotated[
+    str | None, typer.Option(help="Your own data: pkg.module:dataset, a folder of pictures, or a file data.npz.")
+]
+ModelName = Annotated[str, typer.Option("--model", help="Name under which the model is served.")]
+Address = Annotated[str | None, typer.Option(help="Dashboard of a cluster that serves it, to be told as well.")]
 Store = Annotated[Path | None, typer.Option("--store", help="Artifact store [default: $SLUICE_STORE or the user's].")]
 
 
@@ -74,37 +90,134 @@ def train(
     _run("train", recipe=recipe, overrides=set_ or [], run=run, runs_dir=runs_dir, as_json=json, dry_run=dry_run)
 
 
-@app.command(epilog="Example: sluice compress cnn_fashion_mnist_quick")
+@app.command(epilog="Example: sluice compress cnn_fashion_mnist_quick --without bf16")
 def compress(
-    run: Annotated[str, typer.Argument(help="Name of a finished training run.")],
+    run: Annotated[str | None, typer.Argument(help="Name of a finished training run; or --model and --data.")] = None,
+    model: Model = None,
+    data: Data = None,
+    name: Annotated[str | None, typer.Option(help="Name of your own model [default: its own].")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Leave out int8, bf16 or prune. Repeatable.")] = None,
     runs_dir: RunsDir = None,
     store: Store = None,
     json: Json = False,
 ) -> None:
-    """Make the fp32 and int8 variants of a trained run, each measured on the full test set."""
-    _run("compress", run=run, runs_dir=runs_dir, store=store, as_json=json)
+    """Make the variants of a model (int8, bf16, pruned), each measured on the full test set in every runtime."""
+    _run(
+        "compress", run=run, model=model, data=data, name=name, without=without or [], runs_dir=runs_dir, store=store,
+        as_json=json,
+    )  # fmt: skip
 
 
-@app.command(epilog="Example: sluice profile cnn_fashion_mnist_quick/int8")
-def profile(
-    variants: Annotated[list[str], typer.Argument(help="Variant ids or names.")],
+variants = typer.Typer(name="variants", add_completion=False, rich_markup_mode=None)
+app.add_typer(variants)
+
+
+@variants.callback(invoke_without_command=True, epilog="Example: sluice variants")
+def show(context: typer.Context) -> None:
+    """Show every variant's lineage; with a sub-command, move the active version or clean up."""
+    if context.invoked_subcommand is None:
+        _run("variants list", name=None, store=None, as_json=False)
+
+
+@variants.command("list", epilog="Example: sluice variants list cnn_fashion_mnist_quick")
+def list_(
+    name: Annotated[str | None, typer.Argument(help="A model's variants only [default: all].")] = None,
     store: Store = None,
     json: Json = False,
 ) -> None:
-    """Time variants in their runtime, batch by batch, each in a process of its own."""
-    _run("profile", refs=variants, store=store, as_json=json)
+    """Show which variant came from which, how good each is, and which is active."""
+    _run("variants list", name=name, store=store, as_json=json)
+
+
+@variants.command(epilog="Example: sluice variants promote cnn_fashion_mnist_quick/int8")
+def promote(
+    variant: Annotated[str, typer.Argument(help="Variant id or name.")],
+    model: ModelName = "classifier",
+    expected: Annotated[str | None, typer.Option(help="Only if this id is the active one now.")] = None,
+    address: Address = None,
+    store: Store = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Make a variant the active version by compare-and-swap; with --address, on every replica that serves it."""
+    _run(
+        "variants promote", ref=variant, model=model, expected=expected, address=address, store=store, dry_run=dry_run
+    )
+
+
+@variants.command(epilog="Example: sluice variants rollback --dry-run")
+def rollback(
+    model: ModelName = "classifier", address: Address = None, store: Store = None, dry_run: DryRun = False
+) -> None:
+    """Go back to the version that was active before."""
+    _run("variants rollback", model=model, address=address, store=store, dry_run=dry_run)
+
+
+@variants.command(epilog="Example: sluice variants gc --dry-run")
+def gc(
+    keep: Annotated[int, typer.Option(help="Earlier active versions of each model that are kept.")] = 5,
+    store: Store = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Remove what no name, no history and no kept variant's lineage needs."""
+    _run("variants gc", keep=keep, store=store, dry_run=dry_run, as_json=json)
+
+
+@app.command(epilog="Example: sluice profile cnn_fashion_mnist_quick/int8 cnn_fashion_mnist_quick/fp32")
+def profile(
+    variants: Annotated[list[str], typer.Argument(help="Variant ids or names.")],
+    fresh: Annotated[bool, typer.Option(help="Measure again what is known of this hardware.")] = False,
+    store: Store = None,
+    json: Json = False,
+) -> None:
+    """Time variants in every runtime that executes them, batch by batch, each in a process of its own."""
+    _run("profile", refs=variants, fresh=fresh, store=store, as_json=json)
+
+
+@app.command(epilog="Example: sluice tune cnn_fashion_mnist_quick --slo slo.yaml --trials 16")
+def tune(
+    name: Annotated[str | None, typer.Argument(help="A model with variants; or --model, --data.")] = None,
+    slo: Annotated[Path | None, typer.Option(help="The SLO, a YAML file [default: p99 50 ms, 0.5 points].")] = None,
+    model: Model = None,
+    data: Data = None,
+    study: Annotated[str | None, typer.Option(help="Name; that of an interrupted study resumes it.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the study's folder [default: runs].")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Configurations that are measured live.")] = 16,
+    finalists: Annotated[int, typer.Option(min=1, help="How many of the best are measured again.")] = 3,
+    time_s: Annotated[float | None, typer.Option("--time-s", help="Begin no trial after this.")] = None,
+    protocol: Annotated[str, typer.Option(help="Length of a trial: quick, full, or smoke.")] = "quick",
+    store: Store = None,
+    json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Search variant x runtime x threads x batch x queue for the SLO, and write plan, Serve config and report."""
+    _run(
+        "tune", name=name, slo_path=slo, model=model, data=data, study=study, output=output, trials=trials,
+        finalists=finalists, time_s=time_s, protocol_name=protocol, store=store, as_json=json, dry_run=dry_run,
+    )  # fmt: skip
+
+
+@app.command(epilog="Example: sluice report runs/my-study")
+def report(
+    folder: Annotated[Path, typer.Argument(help="A study's folder, as `sluice tune` writes it.")],
+    store: Store = None,
+    json: Json = False,
+) -> None:
+    """Choose anew from what a study measured, also an unfinished one, and write plan and report again."""
+    _run("report", folder=folder, store=store, as_json=json)
 
 
 @app.command(epilog="Example: sluice serve cnn_fashion_mnist_quick/int8 --port 8000")
 def serve(
-    variant: Annotated[str, typer.Argument(help="Variant id or name.")],
+    variant: Annotated[str | None, typer.Argument(help="Variant id or name; or --plan.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan.json, as `sluice tune` writes it.")] = None,
     port: Annotated[int, typer.Option(help="HTTP port.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for another cluster's.")] = "127.0.0.1",
     store: Store = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Serve a variant on a local Ray cluster until Ctrl-C; with --dry-run, print the Serve config."""
-    _run("serve", ref=variant, port=port, host=host, store=store, dry_run=dry_run)
+    """Serve a variant or a plan on a local Ray cluster until Ctrl-C; with --dry-run, print the Serve config."""
+    _run("serve", ref=variant, plan_path=plan, port=port, host=host, store=store, dry_run=dry_run)
 
 
 @app.command(epilog="Example: sluice deploy serve-config.yaml --address http://127.0.0.1:8265")
@@ -151,6 +264,21 @@ def stop(
     _run("stop", name=name, dry_run=dry_run)
 
 
+@app.command(epilog="Example: sluice hardware --json")
+def hardware(json: Json = False) -> None:
+    """Print cores, caches, instruction sets, GPUs, memory, and which runtime computes which precision natively."""
+    _run("hardware", as_json=json)
+
+
+@app.command(epilog="Example: sluice init my-project")
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write the project.")],
+    force: Annotated[bool, typer.Option(help="Overwrite files that are there.")] = False,
+) -> None:
+    """Write a commented example project: your own model, data and SLO, ready to tune."""
+    _run("init", folder=folder, force=force)
+
+
 @app.command(epilog="Example: sluice demo --output runs/demo")
 def demo(
     output: Annotated[Path | None, typer.Option(help="Folder for the report's folder [default: runs].")] = None,
@@ -158,13 +286,15 @@ def demo(
     recipe: Annotated[str, typer.Option(help="What to train.")] = "cnn_fashion_mnist_quick",
     protocol: Annotated[str, typer.Option(help="quick (minutes), full (benchmarks/PROTOCOL.md), or smoke.")] = "quick",
     bound_ms: Annotated[list[float] | None, typer.Option(help="p99 bounds [default: the protocol's].")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Configurations that the search measures live.")] = 8,
+    slo: Annotated[Path | None, typer.Option(help="The SLO, a YAML file [default: p99 50 ms, 0.5 points].")] = None,
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Train, compress, profile, deploy, load and report: the main job end to end, before against after."""
+    """Train, compress, tune, plan, deploy, load and report: the main job end to end, before against after."""
     _run(
-        "demo", output=output, run=run, recipe_name=recipe, protocol_name=protocol, bounds_ms=bound_ms, as_json=json,
-        dry_run=dry_run,
+        "demo", output=output, run=run, recipe_name=recipe, protocol_name=protocol, bounds_ms=bound_ms, trials=trials,
+        slo_path=slo, as_json=json, dry_run=dry_run,
     )  # fmt: skip
 
 

@@ -6,9 +6,11 @@ A search varies Configurations; the planner makes a Plan of the best; whoever re
 from __future__ import annotations
 
 import html
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cluster.runtimes.base import RuntimeConfig
 from cluster.variants import canonical_sha256
@@ -17,7 +19,7 @@ from cluster.variants import canonical_sha256
 class Configuration(BaseModel):
     """One variant on one runtime with its bounds; the names are Ray's own words where Ray has one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     variant_id: str
     variant_name: str
@@ -45,7 +47,7 @@ class Configuration(BaseModel):
 class Plan(Configuration):
     """What will be deployed. In a notebook it shows itself as a table."""
 
-    schema_version: int = 2
+    schema_version: Literal[2] = 2
     model_name: str
     store: str
     """Path of the artifact store as the replicas see it."""
@@ -59,6 +61,14 @@ class Plan(Configuration):
     measured: dict[str, Any] = Field(default_factory=dict)
     """Live, in the search."""
     made_by: str
+
+    @field_validator("predicted", "measured", mode="before")
+    @classmethod
+    def _as_json_says_it(cls, given: Any) -> Any:
+        """JSON has no infinity: None, as for all that could not be told."""
+        if not isinstance(given, Mapping):
+            return given
+        return {name: None if _is_figure(value) and not math.isfinite(value) else value for name, value in given.items()}
 
     def _repr_html_(self) -> str:
         rows = {

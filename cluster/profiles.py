@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cluster.errors import ArtifactError
+from cluster.errors import ArtifactError, ConfigError
 from cluster.runtimes.base import RuntimeConfig
 from cluster.variants import canonical_sha256
 
@@ -85,8 +85,8 @@ class Curve:
             return (p.throughput_rps - first.throughput_rps) / height - x
 
         # Of points that stand out alike the smallest batch; a rise that nowhere leaves its chord pays to the end.
-        furthest = max(rise, key=lambda p: (round(above_chord(p), 6), -p.batch_size))
-        return furthest if above_chord(furthest) > 1e-6 else last
+        furthest = max(map(above_chord, rise))
+        return next(p for p in rise if above_chord(p) >= furthest - 1e-6) if furthest > 1e-6 else last
 
     def seconds(self, batch_size: float) -> float:
         """Median time of a batch of that size: measured, between two measured sizes interpolated, beyond the largest
@@ -102,11 +102,18 @@ class Curve:
 
 
 def curves(profiles: Iterable[Profile]) -> list[Curve]:
-    """Grouped by variant and runtime config, in the order in which each first comes."""
-    grouped: dict[tuple[str, RuntimeConfig], list[Profile]] = {}
+    """Grouped by variant and runtime config, in the order in which each first comes; of two profiles of one batch size
+    the later counts. Raises ConfigError for a curve that mixes machines."""
+    grouped: dict[tuple[str, RuntimeConfig], dict[int, Profile]] = {}
     for profile in profiles:
-        grouped.setdefault((profile.variant_id, profile.runtime), []).append(profile)
-    return [Curve(tuple(sorted(group, key=lambda p: p.batch_size))) for group in grouped.values()]
+        grouped.setdefault((profile.variant_id, profile.runtime), {})[profile.batch_size] = profile
+    for (variant_id, runtime), points in grouped.items():
+        if len(machines := {point.hardware_key for point in points.values()}) > 1:
+            raise ConfigError(
+                f"profiles of variant {variant_id} on {runtime} are of several machines ({sorted(machines)}), which do "
+                "not compare; pass those of one"
+            )
+    return [Curve(tuple(points[size] for size in sorted(points))) for points in grouped.values()]
 
 
 class ProfileStore:
@@ -131,6 +138,8 @@ class ProfileStore:
                 unfinished.write_text(json.dumps(profile.model_dump(mode="json")))
                 os.replace(unfinished, path)
             except OSError as error:
+                with suppress(OSError):
+                    unfinished.unlink()
                 raise ArtifactError(f"cannot write {path} ({error}); see that there is room and permission") from error
 
     def _path(self, variant_id: str, runtime: RuntimeConfig, batch_size: int, hardware_key: str) -> Path:

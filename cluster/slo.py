@@ -13,11 +13,12 @@ model (`refuse_impossible`) before the first measurement.
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cluster import stats
 from cluster.errors import ConfigError
@@ -30,6 +31,13 @@ Objective = Literal["max_rate", "min_latency", "min_cost"]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, given: Any) -> Any:
+        if isinstance(given, bool):  # YAML's "no" is false, which would count as 0
+            raise ValueError("is on or off, and no field of an SLO is; write a number, or leave the field out")
+        return given
 
 
 class AccuracyFloor(_Strict):
@@ -60,8 +68,8 @@ class AccuracyFloor(_Strict):
         return next((v for v in ("fails", "unclear") if v in verdicts), "holds")
 
     def __str__(self) -> str:
-        relative = "" if self.max_drop is None else f"at most {self.max_drop:.1%} below the trained model"
-        absolute = "" if self.minimum is None else f"at least {self.minimum:.1%}"
+        relative = "" if self.max_drop is None else f"at most {100 * self.max_drop:.4g} points below the trained model"
+        absolute = "" if self.minimum is None else f"at least {100 * self.minimum:.4g}%"
         return " and ".join(part for part in (relative, absolute) if part)
 
 
@@ -72,8 +80,11 @@ class TraceRate(_Strict):
     scale: float = Field(default=1.0, gt=0)
 
     def read(self) -> RateTrace:
-        """Raises ConfigError if it is no trace."""
-        trace = read_trace_csv(self.path)
+        """Raises ConfigError if it is not there or no trace."""
+        try:
+            trace = read_trace_csv(self.path)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise ConfigError(f"trace.path={self.path} cannot be read ({error}); name a CSV of rates") from error
         return RateTrace(trace.rates_rps * self.scale, trace.bin_s)
 
 
@@ -145,17 +156,19 @@ def load_slo(path: Path | None) -> Slo:
         return Slo()
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that is none
         where = " ".join(str(error).split())
         raise ConfigError(f"{path} is no readable YAML ({where}); `sluice init` writes one to start from") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}, not fields; `sluice init` writes one to start from")
+        what = "nothing" if content is None else f"{str(content)[:100]!r}, not fields"
+        raise ConfigError(f"{path} holds {what}; `sluice init` writes one to start from")
     try:
         slo = Slo.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{path}: {'; '.join(_told(each) for each in error.errors())}") from error
     if slo.trace is not None:
-        slo = slo.model_copy(update={"trace": slo.trace.model_copy(update={"path": path.parent / slo.trace.path})})
+        there = (path.parent / slo.trace.path).resolve()  # the same from whatever folder a study is gone on with
+        slo = slo.model_copy(update={"trace": slo.trace.model_copy(update={"path": there})})
         slo.peak_rps()
     return slo
 
@@ -164,5 +177,13 @@ def _told(error: Any) -> str:
     field = ".".join(map(str, error["loc"]))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        return f"{field} is no field of an SLO; the fields are {', '.join(Slo.model_fields)}"
-    return f"{field}={error['input']!r}: {message}" if field else message
+        *above, _ = error["loc"]
+        owner = _PARTS[above[0]] if above else Slo
+        inside = f"in {above[0]} " if above else ""
+        return f"{field} is no field of an SLO; the fields {inside}are {', '.join(owner.model_fields)}"
+    if error["type"] == "missing":
+        return f"{field} is missing; write it"
+    return f"{field}={repr(error['input'])[:100]}: {message}" if field else message
+
+
+_PARTS: dict[str, type[BaseModel]] = {"accuracy": AccuracyFloor, "trace": TraceRate, "budget": Budget}

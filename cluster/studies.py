@@ -49,7 +49,7 @@ class LiveFigures(_Frozen):
     core_s_per_million: float | None
     """CPU seconds of all server processes per million right answers; None where they cannot be told apart."""
     memory_bytes: int | None
-    """Of the replicas' processes."""
+    """Of all replicas: their processes without a model, and what the profile says of runtime and variant."""
     client_cpu_share: float
     p99_by_rate: tuple[tuple[float, float | None], ...] = ()
     """Every judged step of the search for the SLO rate."""
@@ -57,7 +57,7 @@ class LiveFigures(_Frozen):
     """HdrHistogram in microseconds, at the reference load."""
 
 
-Origin = Literal["profiles", "optuna", "confirm", "grid"]
+Origin = Literal["baseline", "profiles", "optuna", "confirm", "grid"]
 
 
 class Trial(_Frozen):
@@ -66,7 +66,8 @@ class Trial(_Frozen):
     number: int = Field(ge=1)
     configuration: Configuration
     origin: Origin
-    """Who asked for it: the ranking by profiles, the search, the confirmation of the best, or a whole grid."""
+    """Who asked for it: the comparison with what one had without a search, the ranking by profiles, the search, the
+    confirmation of the best, or a whole grid."""
     seed: int
     figures: LiveFigures | None = None
     error: str | None = None

@@ -27,18 +27,23 @@ class AppArgs(BaseModel):
     runtime: RuntimeConfig = RuntimeConfig()
 
 
+def wrong_fields(error: ValidationError, whole: str) -> str:
+    """Each wrong field with its value and what is wrong with it; `whole` names what has no fields at all."""
+    wrong = []
+    for each in error.errors():
+        field = ".".join(map(str, each["loc"])) or whole
+        value = "" if each["type"] == "missing" else f"={str(each['input'])[:80]!r}"
+        wrong.append(f"{field}{value}: {each['msg']}")
+    return "; ".join(wrong)
+
+
 def build(args: dict[str, Any]) -> Application:
     """The application; it touches neither store nor variant. Raises ConfigError naming each wrong field."""
     try:
         parsed = AppArgs.model_validate(args)
     except ValidationError as error:
-        wrong = []
-        for each in error.errors():
-            field = ".".join(map(str, each["loc"])) or "args"
-            value = "" if each["type"] == "missing" else f"={str(each['input'])[:80]!r}"
-            wrong.append(f"{field}{value}: {each['msg']}")
         raise ConfigError(
-            f"args of serve_apps.app:build are not valid ({'; '.join(wrong)}); the fields are "
+            f"args of serve_apps.app:build are not valid ({wrong_fields(error, 'args')}); the fields are "
             f"{', '.join(AppArgs.model_fields)}: `sluice serve --dry-run` prints a complete config"
         ) from error
     from serve_apps.deployment import ModelDeployment

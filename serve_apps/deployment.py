@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 
 from cluster.artifacts import ArtifactStore
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, VariantNotFound
 from cluster.runtimes import RuntimeConfig
 from cluster.variants import Variant
+from serve_apps.app import wrong_fields
 from serve_apps.batcher import MAX_BATCH_SIZE, Batcher
 from serve_apps.loading import Loaded, load, warm
 from serve_apps.oip.routes import OipApp
@@ -65,6 +66,7 @@ class ModelHost:
         self._batcher: Batcher | None = None
         self._default_timeout_s: float | None = None
         self._draining = False
+        self._reconfiguring = asyncio.Lock()
 
     @property
     def variant(self) -> Variant:
@@ -93,20 +95,32 @@ class ModelHost:
         return self._batcher
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Apply a UserConfig between two batches. Raises ConfigError naming the field."""
+        """Apply a UserConfig between two batches, all of it or nothing. Raises ConfigError naming the field."""
         try:
             config = UserConfig.model_validate(user_config)
         except ValidationError as error:
-            raise ConfigError(f"user_config is not valid: {error}") from error
-        if "default_timeout_s" in config.model_fields_set:
-            self._default_timeout_s = config.default_timeout_s
-        await self._switch(config.variant or self._bound, config.runtime or self._bound_config, config.max_batch_size)
-        batcher = self._running()
-        batcher.reconfigure(max_batch_size=config.max_batch_size, max_queued_requests=config.max_queued_requests)
+            raise ConfigError(
+                f"user_config is not valid ({wrong_fields(error, 'user_config')}); the fields are "
+                f"{', '.join(UserConfig.model_fields)}"
+            ) from error
+        # A model takes its time to load, and Serve does not wait for it with the next config: the last one must stay.
+        async with self._reconfiguring:
+            await self._switch(
+                config.variant or self._bound, config.runtime or self._bound_config, config.max_batch_size
+            )
+            self._running().reconfigure(
+                max_batch_size=config.max_batch_size, max_queued_requests=config.max_queued_requests
+            )
+            if "default_timeout_s" in config.model_fields_set:
+                self._default_timeout_s = config.default_timeout_s
 
     async def _switch(self, ref: str, config: RuntimeConfig, max_batch_size: int | None) -> None:
-        variant, loaded = self._store.get(ref), self._loaded
-        served, size = loaded.variant, max_batch_size or max(loaded.warm_to, MAX_BATCH_SIZE)
+        try:
+            variant, loaded = self._store.get(ref), self._loaded
+        except VariantNotFound as error:
+            raise ConfigError(f"variant={ref!r} in user_config: {error}") from error
+        served, now = loaded.variant, self._batcher.max_batch_size if self._batcher else MAX_BATCH_SIZE
+        size = max_batch_size or now
         if loaded.serves(variant, config, size):
             return
         if self._batcher is None and loaded.serves(variant, config, loaded.warm_to):  # it executes nothing yet

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
 import time
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import yaml
+from pydantic import ValidationError
 from rich.console import Console
 
 from cluster import local
@@ -16,8 +20,16 @@ from cluster.artifacts import ArtifactStore, default_store
 from cluster.control.serve_config import serve_config, to_yaml
 from cluster.errors import ConfigError
 from cluster.plans import Plan
+from cluster.runtimes import RuntimeConfig, runtimes_for
+from cluster.slo import load_slo
+from cluster.variants import Variant
 from tune_spaces.report import summary
-from tune_spaces.training import default_runs_dir, fit_on_local_cluster
+from tune_spaces.training import default_runs_dir, fit_on_local_cluster, terminated
+
+if TYPE_CHECKING:
+    from train_jobs.compression.compress import TrainedModel
+    from train_jobs.datasets import LabelledDataset
+    from tune_spaces.stages import Stages
 
 _console = Console(soft_wrap=True)  # a message is one line, whoever reads it
 
@@ -55,60 +67,211 @@ def train(
         console.print(f"trained {name}: validation accuracy {best:.4f}; next: sluice compress {name}")
 
 
-def compress(*, run: str, runs_dir: Path | None, store: Path | None, as_json: bool) -> None:
-    """Variants of a finished run."""
+def compress(
+    *, run: str | None, model: str | None, data: str | None, name: str | None, without: list[str],
+    runs_dir: Path | None, store: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Variants of a finished run, or of a model of the user's own."""
     from train_jobs import datasets, job
-    from train_jobs.compression.compress import build_variants, of_run
+    from train_jobs.compression.compress import CompressConfig, build_variants, of_run
 
-    model, config = job.load_run(run, runs_dir or default_runs_dir())
+    passes = CompressConfig().without(without)
     console = Console(stderr=as_json, soft_wrap=True)
-    dataset = datasets.load(config.dataset, notify=console.print)
-    variants = build_variants(_store(store), of_run(model, config, dataset), dataset, notify=console.print)
+    if run is not None and (model or data):
+        raise ConfigError(f"run={run!r} and --model/--data both say what to compress; pass one of them")
+    if run is not None:
+        trained, config = job.load_run(run, runs_dir or default_runs_dir())
+        dataset = datasets.load(config.dataset, notify=console.print)
+        source = of_run(trained, config, dataset)
+    else:
+        source, dataset = _own(model, data, name, console)
+    variants = build_variants(_store(store), source, dataset, passes, notify=console.print)
     if as_json:
         print(json.dumps([v.model_dump(mode="json") for v in variants], indent=2))
     else:
         console.print(summary.table("Variants", summary.VARIANT_HEADERS, summary.variant_rows(variants)))
-        console.print(f"next: sluice profile {' '.join(v.name for v in variants if v.format == 'onnx')}")
+        console.print(f"next: sluice tune {source.name}")
 
 
-def profile(*, refs: list[str], store: Path | None, as_json: bool) -> None:
-    """Latency and throughput of variants by batch size."""
+def _own(
+    model: str | None, data: str | None, name: str | None, console: Console
+) -> tuple[TrainedModel, LabelledDataset]:
+    """The user's own model and data. Raises ConfigError unless both are named."""
+    from train_jobs import datasets
+    from train_jobs.bring import load_model
+
+    if not model or not data:
+        raise ConfigError(
+            f"--model={model or ''} and --data={data or ''} belong together: a model of your own needs samples to "
+            "calibrate on and to be measured with; pass both (`sluice init` writes an example)"
+        )
+    dataset = datasets.load(data, notify=lambda line: console.print(f"[yellow]notice[/yellow] {line}"))
+    return load_model(model, dataset, name=name), dataset
+
+
+def profile(*, refs: list[str], fresh: bool, store: Path | None, as_json: bool) -> None:
+    """Latency and throughput of variants by batch size, in every runtime that executes them."""
+    from cluster.profiles import curves
     from tune_spaces.profiler import profile as run_profiler
+    from tune_spaces.profiler import runtime_configs
+    from tune_spaces.stages import Cores
 
-    artifacts = _store(store)
+    artifacts, cores = _store(store), Cores.split()
     variants = [artifacts.get(ref) for ref in refs]
-    profiles = run_profiler(artifacts, variants, on_progress=lambda line: Console(stderr=True).print(line))
+    jobs = [(v, config) for v in variants for config in runtime_configs(v, cores=cores.count)]
+    profiles = run_profiler(
+        artifacts, jobs, cpus=cores.server or None, fresh=fresh,
+        on_progress=lambda line: Console(stderr=True, soft_wrap=True).print(line, highlight=False),
+    )  # fmt: skip
     if as_json:
         print(json.dumps([p.model_dump(mode="json") for p in profiles], indent=2))
+        return
+    rows = summary.profile_rows(profiles, variants)
+    _console.print(summary.table(f"Profiles, on cores {cores.server or 'any'}", summary.PROFILE_HEADERS, rows))
+    names = {v.id: v.name for v in variants}
+    knees = [
+        (f"{names[c.variant_id]} on {c.runtime}", str(c.knee.batch_size), f"{c.knee.throughput_rps:,.0f}",
+         str(c.best.batch_size), f"{c.best.throughput_rps:,.0f}")
+        for c in curves(profiles)
+    ]  # fmt: skip
+    headers = ("where larger batches stop paying", "knee at batch", "samples/s", "best at batch", "samples/s")
+    _console.print(summary.table("Knees", headers, knees))
+
+
+def tune(
+    *, name: str | None, slo_path: Path | None, model: str | None, data: str | None, study: str | None,
+    output: Path | None, trials: int, finalists: int, time_s: float | None, protocol_name: str, store: Path | None,
+    as_json: bool, dry_run: bool,
+) -> None:  # fmt: skip
+    """Search for the configuration that serves the SLO best; see tune_spaces/tune.py."""
+    from tune_spaces import tune as tuning
+    from tune_spaces.search import SearchBudget
+    from tune_spaces.stages import Stages
+
+    slo, protocol = load_slo(slo_path), tuning.protocol_named(protocol_name)
+    if (name is None) == (model is None and data is None):
+        raise ConfigError(f"name={name!r}, --model={model!r}: pass the name of a model that has variants, or your own")
+    console = Console(stderr=as_json, soft_wrap=True)
+    stages, artifacts = Stages(console), _store(store)
+    source = None
+    if name is None:
+        source, dataset = _own(model, data, None, console)
+        name = source.name
+    study = study or f"tune-{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = (output or Path("runs")) / study
+    if dry_run:
+        print(
+            f"would make and measure the variants of {model}" if source else f"would tune {name}",
+            f"for p99 within {slo.latency_p99_ms:g} ms and accuracy {slo.accuracy}, measure {trials} configurations "
+            f"live on a local cluster, and write {folder}/",
+        )
+        return
+    stages.tell(f"{study}, into {folder}; interrupted, it goes on with --study {study} and the same options")
+    signal.signal(signal.SIGTERM, terminated)
+    if source is None:
+        variants = tuning.variants_named(artifacts, name)
+        dataset = tuning.dataset_of(variants, stages)
     else:
-        rows = summary.profile_rows(profiles, variants)
-        _console.print(summary.table("Profiles, one thread", summary.PROFILE_HEADERS, rows))
-
-
-def serve_local(*, ref: str, port: int, host: str, store: Path | None, dry_run: bool) -> None:
-    """Serve one variant in the foreground."""
-    from tune_spaces.profiler import runtime_config_of
-
-    artifacts = _store(store)
-    variant = artifacts.get(ref)
-    plan = Plan(
-        model_name="classifier",
-        variant_id=variant.id,
-        variant_name=variant.name,
-        runtime=runtime_config_of(variant),
-        store=str(artifacts.root),
-        made_by="sluice serve",
+        variants = _compressed(source, dataset, artifacts, stages)
+    budget = SearchBudget(
+        trials=trials, promising=max(1, min(8, (trials + 1) // 2)), finalists=finalists, time_s=time_s
     )
+    command = " ".join(
+        [
+            "sluice tune", *([f"--model {model} --data {data}"] if source else [name]), f"--study {study}",
+            f"--trials {trials} --finalists {finalists} --protocol {protocol_name}",
+            *([f"--slo {slo_path}"] if slo_path else []), *([f"--output {output}"] if output else []),
+            *([f"--time-s {time_s:g}"] if time_s else []), *([f"--store {store}"] if store else []),
+        ]
+    )  # fmt: skip
+    tuned, page = tuning.tune_and_report(
+        variants, dataset, slo, artifacts, folder=folder, budget=budget, protocol=protocol, stages=stages,
+        command=command,
+    )  # fmt: skip
+    _show_choice(tuned.plan, folder, page, console, as_json=as_json)
+
+
+def _compressed(
+    source: TrainedModel, dataset: LabelledDataset, store: ArtifactStore, stages: Stages
+) -> list[Variant]:
+    """The variants of the user's model: those that are there if it was done before, else made now."""
+    from train_jobs.compression.compress import build_variants
+
+    with stages.stage("compress: int8, bf16, pruned; each measured on the full test set in every runtime"):
+        return build_variants(store, source, dataset, notify=stages.say)
+
+
+def _show_choice(plan: Plan, folder: Path, page: Path, console: Console, *, as_json: bool) -> None:
+    if as_json:
+        print((page.parent / "report.json").read_text())
+        return
+    measured = {name: f"{value:,.5g}" for name, value in plan.measured.items() if isinstance(value, int | float)}
+    rows = [("serves", str(plan)), *measured.items(), ("because", plan.made_by)]
+    console.print(summary.table("The plan", ("", ""), rows))
+    console.print(
+        f"report        {page}  (and report.md, report.json)\nKubeRay       {folder / 'ray-service.yaml'}\n"
+        f"Serve config  {folder / 'serve-config.yaml'}\n"
+        f"try it        sluice serve --plan {folder / 'plan.json'}\n"
+        f"deploy it     sluice deploy {folder / 'serve-config.yaml'} --address http://HEAD:8265"
+    )
+
+
+def report(*, folder: Path, store: Path | None, as_json: bool) -> None:
+    """Choose and report again from what a study holds."""
+    from tune_spaces import tune as tuning
+    from tune_spaces.stages import Stages
+
+    console = Console(stderr=as_json, soft_wrap=True)
+    tuned = tuning.tuned_from(folder, _store(store))
+    files = tuning.write_plan(tuned.plan, folder)
+    page = tuning.write(
+        tuning.report_of(
+            tuned, stages=Stages(console), began=time.monotonic(), commands=(tuned.study.header.command,), files=files
+        ),
+        folder,
+    )
+    _show_choice(tuned.plan, folder, page, console, as_json=as_json)
+
+
+def serve_local(
+    *, ref: str | None, plan_path: Path | None, port: int, host: str, store: Path | None, dry_run: bool
+) -> None:
+    """Serve one variant, or a plan, in the foreground."""
+    plan = _plan_to_serve(ref, plan_path, store)
     config = serve_config(plan, http_host=host, http_port=port)
     if dry_run:
         print(to_yaml(config))
         return
-    with local.LocalCluster("serve", http_port=port) as cluster:
+    num_cpus = max(4, math.ceil(plan.num_replicas * plan.num_cpus_per_replica))
+    with local.LocalCluster("serve", http_port=port, num_cpus=num_cpus) as cluster:
         cluster.deploy(config, timeout_s=120.0)
-        _console.print(f"serving {variant.name} at http://127.0.0.1:{port}/v2/models/classifier; Ctrl-C stops it")
+        _console.print(
+            f"serving {plan.variant_name} at http://127.0.0.1:{port}/v2/models/{plan.model_name}; Ctrl-C stops it"
+        )
         while cluster.is_running():
             time.sleep(0.5)
     _console.print("the cluster was stopped")
+
+
+def _plan_to_serve(ref: str | None, path: Path | None, store: Path | None) -> Plan:
+    """The plan in a file, or the plainest one for a variant. Raises ConfigError unless exactly one is named."""
+    if (ref is None) == (path is None):
+        raise ConfigError(f"variant={ref!r}, --plan={path}: pass the name of a variant, or a plan.json")
+    if path is not None:
+        try:
+            return Plan.model_validate_json(path.read_text())
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            raise ConfigError(f"{path} is no plan ({error}); `sluice tune` writes one") from error
+    artifacts = _store(store)
+    variant = artifacts.get(ref or "")
+    if variant.accuracy is not None:
+        runtime = RuntimeConfig.model_validate({"name": variant.accuracy.runtime})
+    else:
+        runtime = RuntimeConfig(name=runtimes_for(variant.format)[0])
+    return Plan(
+        model_name="classifier", variant_id=variant.id, variant_name=variant.name, runtime=runtime,
+        store=str(artifacts.root), made_by="sluice serve",
+    )  # fmt: skip
 
 
 def deploy(*, path: Path, address: str, dry_run: bool) -> None:

@@ -1,4 +1,4 @@
-"""`sluice demo`: train -> compress -> profile -> deploy -> load -> report, before against after, on this machine.
+"""`sluice demo`: train -> compress -> tune -> plan -> deploy -> load -> report, before against after, on this machine.
 
 Each stage is a function of the values of the stages before it, and each local cluster is a context manager: whatever
 ends the demo (Ctrl-C, a crash, kill -9) also ends everything that it started, and nothing else.
@@ -7,86 +7,43 @@ ends the demo (Ctrl-C, a crash, kill -9) also ends everything that it started, a
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from cluster import manifests
 from cluster.artifacts import ArtifactStore, default_store
-from cluster.control.planner import choose
-from cluster.control.serve_config import serve_config, to_yaml
+from cluster.control.serve_config import serve_config
 from cluster.errors import ConfigError
 from cluster.local import LocalCluster
 from cluster.plans import Plan
+from cluster.runtimes import RuntimeConfig
+from cluster.slo import load_slo
 from cluster.variants import Variant
 from tune_spaces import baseline
+from tune_spaces.live import TRIAL_PROTOCOLS
 from tune_spaces.measure import PROTOCOLS, Comparison, Endpoint, Protocol, compare
-from tune_spaces.profiler import profile
-from tune_spaces.report.summary import DemoReport, print_tables, write_report
-from tune_spaces.traffic import check_answers, classifier_target, stock_target
-from tune_spaces.training import default_runs_dir, fit_on_local_cluster
+from tune_spaces.report import summary
+from tune_spaces.report.report import write
+from tune_spaces.search import SearchBudget
+from tune_spaces.stages import Cores, Stages
+from tune_spaces.traffic import check_answers, stock_target, target_of
+from tune_spaces.training import default_runs_dir, fit_on_local_cluster, terminated
+from tune_spaces.tune import report_of, tune, write_plan
 
-MODEL_NAME = "classifier"
-
-
-@dataclass(frozen=True)
-class Cores:
-    """Who gets which core: the servers and all of Ray on all but the last, the load generator on the last."""
-
-    server: list[int]
-    client: list[int]
-
-    @classmethod
-    def split(cls) -> Cores:
-        available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        if len(available) < 2:
-            return cls(server=available, client=available)
-        return cls(server=available[:-1], client=available[-1:])
-
-
-class Stages:
-    """Prints what is going on with the time it took, and remembers the times for the report."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.seconds: dict[str, float] = {}
-        self._status: Any = None
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
-        if not self.console.is_terminal:
-            self.console.print(f"start {name}", highlight=False)
-        with self.console.status(f"[bold]{name}[/bold]") as self._status:
-            try:
-                yield
-            finally:
-                self.seconds[name] = time.monotonic() - started
-        self.console.print(f"[green]done[/green]  {name}  [dim]{self.seconds[name]:.1f} s[/dim]")
-
-    def say(self, line: str) -> None:
-        """One line of live detail: shown in the status on a terminal, printed where there is none."""
-        if self.console.is_terminal and self._status is not None:
-            self._status.update(f"[dim]{line}[/dim]")
-        else:
-            self.console.print(f"      {line}", highlight=False)
-
-    def notice(self, line: str) -> None:
-        """Something that the user must see, such as another data set than the one asked for."""
-        self.console.print(f"[yellow]notice[/yellow] {line}", highlight=False)
+if TYPE_CHECKING:
+    from train_jobs.datasets import LabelledDataset
 
 
 def train_and_compress(
     recipe_name: str, run_name: str, runs_dir: Path, store: ArtifactStore, stages: Stages
-) -> list[Variant]:
+) -> tuple[list[Variant], LabelledDataset]:
     """Train the recipe data parallel on a local cluster, then make and measure its variants."""
     from train_jobs import datasets, recipes
     from train_jobs.compression.compress import build_variants, of_run
@@ -99,22 +56,20 @@ def train_and_compress(
         result = fit_on_local_cluster(
             config, run_name=run_name, storage_path=runs_dir, say=stages.say, notice=stages.notice
         )
-    signal.signal(signal.SIGTERM, _terminated)  # ray.init took it
-    with stages.stage("compress: fp32 and int8, each measured on the full test set"):
-        return build_variants(store, of_run(result.model, config, dataset), dataset, notify=stages.say)
+    signal.signal(signal.SIGTERM, terminated)  # ray.init took it
+    with stages.stage("compress: int8, bf16, pruned; each measured on the full test set in every runtime"):
+        return build_variants(store, of_run(result.model, config, dataset), dataset, notify=stages.say), dataset
 
 
 def before_and_after(
-    plan: Plan, variants: list[Variant], store: ArtifactStore, run_name: str, protocol: Protocol, stages: Stages
-) -> Comparison:
+    plan: Plan, variants: Sequence[Variant], dataset: LabelledDataset, store: ArtifactStore, run_name: str,
+    protocol: Protocol, stages: Stages,
+) -> Comparison:  # fmt: skip
     """Deploy the baseline and the plan side by side, check that both answer rightly, then measure them in turn."""
-    from train_jobs import datasets
-
     cores = Cores.split()
     parent = next(v for v in variants if v.format == "torch_export")
     chosen = store.get(plan.variant_id)
-    assert parent.accuracy is not None, "build_variants measures every variant"
-    pictures = datasets.load(parent.accuracy.dataset, notify=stages.say).x_test[:256]
+    pictures = dataset.x_test[:256]
     with ExitStack() as running:
         with stages.stage("deploy: the stock baseline (before)"):
             stock = running.enter_context(
@@ -130,10 +85,10 @@ def before_and_after(
             )
             ours.deploy(serve_config(plan, http_host="127.0.0.1", http_port=ours.http_port), timeout_s=120.0)
         stock_load = stock_target("127.0.0.1", stock.http_port, pictures)
-        our_load = classifier_target("127.0.0.1", ours.http_port, MODEL_NAME, pictures)
+        our_load = target_of("127.0.0.1", ours.http_port, plan.model_name, chosen, pictures)
         with stages.stage("check: both answer as their variant does in this process"):
-            check_answers(store, parent, stock_load, pictures)
-            check_answers(store, chosen, our_load, pictures)
+            check_answers(store, parent, stock_load, pictures, config=RuntimeConfig(name="torch"))
+            check_answers(store, chosen, our_load, pictures, config=plan.runtime)
         with stages.stage(f"load: {protocol.name} protocol, before and after in turn"):
             return compare(
                 Endpoint("before", stock_load, stock.cpu_seconds),
@@ -152,67 +107,71 @@ def main(
     recipe_name: str = "cnn_fashion_mnist_quick",
     protocol_name: str = "quick",
     bounds_ms: Sequence[float] | None = None,
+    trials: int = 8,
+    slo_path: Path | None = None,
     as_json: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """The whole demo; see the module's first line. `run` names a demo to resume: what it trained is not trained again.
+    """The whole demo; see the module's first line. `run` names a demo to resume: what it trained is not trained again,
+    what it measured in the search is not measured again.
 
-    Raises ConfigError for an unknown protocol or recipe.
+    Raises ConfigError for an unknown protocol or recipe, or an SLO that cannot be.
     """
     if protocol_name not in PROTOCOLS:
         raise ConfigError(f"protocol={protocol_name!r} is unknown; pass --protocol with one of {sorted(PROTOCOLS)}")
     protocol = PROTOCOLS[protocol_name]
+    slo = load_slo(slo_path)
     if bounds_ms:
         if not all(0 < bound <= 500 for bound in bounds_ms):  # a request is given up after 2 s, four times that
             raise ConfigError(f"bound_ms={list(bounds_ms)} must lie between 0 and 500; pass --bound-ms 50")
         protocol = replace(protocol, bounds_s=tuple(bound / 1e3 for bound in bounds_ms))
+        slo = slo.model_copy(update={"latency_p99_ms": bounds_ms[0]})
+    elif slo_path is not None:
+        protocol = replace(protocol, bounds_s=(slo.latency_p99_s,))
     from train_jobs import recipes
 
     recipes.recipe(recipe_name)
     run_name = run or f"demo-{datetime.now():%Y%m%d-%H%M%S}"
     folder = (output or Path("runs")) / run_name
     if dry_run:
-        print(f"would train {recipe_name}, start and stop three local clusters, and write {folder}/")
+        print(f"would train {recipe_name}, start and stop four local clusters, and write {folder}/")
         return
     console = Console(stderr=as_json, soft_wrap=True)
     stages = Stages(console)
     stages.say(f"{run_name}, into {folder}; interrupted, it goes on with --run {run_name} and the same options")
-    started = time.monotonic()
+    began = time.monotonic()
     # Ctrl-C and `kill` end in the same clean-up: the context managers below.
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, terminated)
     store = default_store()
     folder.mkdir(parents=True, exist_ok=True)
-    variants = train_and_compress(recipe_name, run_name, default_runs_dir(), store, stages)
-    with stages.stage("profile: every variant in its runtime, a process each"):
-        profiles = profile(store, variants, on_progress=stages.say)
-    plan = choose(variants, profiles, model_name=MODEL_NAME, store=store.root)
-    config_path = folder / "serve-config.yaml"
-    config_path.write_text(to_yaml(serve_config(plan, http_host="0.0.0.0", http_port=8000)))
-    (folder / "plan.json").write_text(plan.model_dump_json(indent=2))
-    (folder / "ray-service.yaml").write_text(manifests.to_yaml(manifests.render_ray_service(plan)))
-    comparison = before_and_after(plan, variants, store, run_name, protocol, stages)
-    report = DemoReport(
-        run_name=run_name,
-        plan=plan,
-        variants=variants,
-        profiles=profiles,
-        comparison=comparison,
-        stage_seconds=stages.seconds,
-        total_seconds=time.monotonic() - started,
-        command=f"sluice demo --recipe {recipe_name} --protocol {protocol_name}"
-        + "".join(f" --bound-ms {bound:g}" for bound in bounds_ms or ()),
-        serve_config=str(config_path),
+    command = " ".join(
+        ["sluice demo", f"--recipe {recipe_name}", f"--protocol {protocol_name}", f"--trials {trials}"]
+        + [f"--bound-ms {bound:g}" for bound in bounds_ms or ()]
+        + ([f"--slo {slo_path}"] if slo_path else [])
     )
-    written = write_report(report, folder)
+    variants, dataset = train_and_compress(recipe_name, run_name, default_runs_dir(), store, stages)
+    tuned = tune(
+        variants, dataset, slo, store, folder=folder, budget=budget_of(trials), protocol=TRIAL_PROTOCOLS[protocol_name],
+        stages=stages, command=command,
+    )  # fmt: skip
+    files = write_plan(tuned.plan, folder)
+    comparison = before_and_after(tuned.plan, variants, dataset, store, run_name, protocol, stages)
+    deploy = f"sluice deploy {folder}/serve-config.yaml --address http://HEAD:8265"
+    report = replace(
+        report_of(tuned, stages=stages, began=began, commands=(command, deploy), files=files), comparison=comparison
+    )
+    page = write(report, folder)
     if as_json:
         print(json.dumps(report.as_dict(), indent=2))
     else:
-        print_tables(report, console)
+        summary.print_tables(report, console)
         console.print(
-            f"report        {written}\nKubeRay       {folder / 'ray-service.yaml'}\nServe config  {config_path}\n"
-            f"              serve deploy {config_path} -a http://HEAD:8265   # a running cluster: see the README"
+            f"report        {page}  (and report.md, report.json)\nKubeRay       {folder / 'ray-service.yaml'}\n"
+            f"Serve config  {folder / 'serve-config.yaml'}\n"
+            f"              {deploy}   # a running cluster: see the README"
         )
 
 
-def _terminated(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
+def budget_of(trials: int) -> SearchBudget:
+    """A search of that many configurations: half of them by profile, the best two measured again."""
+    return SearchBudget(trials=trials, promising=max(1, (trials + 1) // 2), finalists=2, confirmations=1)

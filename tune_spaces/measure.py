@@ -286,7 +286,7 @@ class Bench:
             {
                 "latency_p50_s": _finite(judged.latency_quantile_s(0.50)),
                 "latency_p99_s": _finite(judged.latency_quantile_s(0.99)),
-                "error_rate": 1.0 - float(judged.ok.mean()),
+                "error_rate": 1.0 - float(judged.ok.mean()) if judged.count else None,
                 "core_s_per_million": cpu_s / answered * 1e6 if (answered := int(result.ok.sum())) else None,
                 "send_lag_p99_s": _finite(judged.send_lag_p99_s),
             }

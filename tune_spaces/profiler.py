@@ -186,7 +186,9 @@ def _profile_here(job: dict[str, Any]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for batch_size in job["batch_sizes"]:
         inputs = {
-            spec.name: rng.integers(0, 255, (batch_size, *spec.shape[1:])).astype(NUMPY_OF_DATATYPE[spec.datatype])
+            spec.name: rng.integers(0, 255, (batch_size, *(max(n, 1) for n in spec.shape[1:]))).astype(
+                NUMPY_OF_DATATYPE[spec.datatype]
+            )
             for spec in variant.inputs
         }
         took = time_batches(lambda inputs=inputs: runtime.infer(inputs))  # type: ignore[misc]

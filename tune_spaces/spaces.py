@@ -40,14 +40,15 @@ class SearchSpace:
     left_out: tuple[tuple[str, str], ...] = ()
 
     def configurations(self) -> list[Configuration]:
-        """All of them."""
+        """All of them, each once."""
         (low, high), (shortest, longest) = self.batch_exponents, self.queue_exponents
-        return [
+        made = (
             self._configuration(variant_id, runtime, 1 << batch, 1 << queue)
             for variant_id, runtime in self.curves
             for batch in range(low, self._largest(variant_id, runtime, high) + 1)
             for queue in range(shortest, longest + 1)
-        ]
+        )
+        return list(dict.fromkeys(made))  # every queue shorter than a batch is made as long as that
 
     def curve(self, configuration: Configuration) -> Curve:
         return self.curves[configuration.variant_id, configuration.runtime]
@@ -73,11 +74,12 @@ class SearchSpace:
 
     def parameters(self, configuration: Configuration) -> dict[str, Any]:
         """The inverse of `suggest`: what a trial's parameters must be to give this configuration."""
+        queue = min(configuration.max_queued_requests.bit_length() - 1, self.queue_exponents[1])
         return {
             "variant": configuration.variant_id,
             f"runtime of {configuration.variant_id}": str(configuration.runtime),
             "log2 max_batch_size": configuration.max_batch_size.bit_length() - 1,
-            "log2 max_queued_requests": configuration.max_queued_requests.bit_length() - 1,
+            "log2 max_queued_requests": queue,
         }
 
     def _largest(self, variant_id: str, runtime: RuntimeConfig, high: int) -> int:
@@ -187,5 +189,5 @@ def most_promising(ranked: Sequence[tuple[Configuration, Prediction]], count: in
         group = groups.setdefault((configuration.variant_id, configuration.runtime), [])
         if all(configuration.max_batch_size != other.max_batch_size for other in group):
             group.append(configuration)
-    rounds = max(map(len, groups.values()))
+    rounds = max(map(len, groups.values()), default=0)
     return [group[k] for k in range(rounds) for group in groups.values() if k < len(group)][:count]

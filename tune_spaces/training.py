@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.local import LocalCluster
+from tune_spaces.connection import connected
 
 if TYPE_CHECKING:
     from train_jobs.config import TrainConfig
@@ -40,14 +41,16 @@ def fit_on_local_cluster(
 
     if (storage_path / run_name / "run.json").exists():  # nothing to start for what is finished
         return job.fit(config, run_name=run_name, storage_path=storage_path, notify=notice)
-    import ray
+    with (
+        LocalCluster(f"{run_name}-train", ha_proxy=False, num_cpus=config.num_workers + 1) as cluster,
+        connected(cluster.address),
+    ):
+        return job.fit(
+            config, run_name=run_name, storage_path=storage_path, on_progress=lambda p: say(progress_line(p)),
+            notify=notice,
+        )  # fmt: skip
 
-    with LocalCluster(f"{run_name}-train", ha_proxy=False, num_cpus=config.num_workers + 1) as cluster:
-        try:
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-            return job.fit(
-                config, run_name=run_name, storage_path=storage_path, on_progress=lambda p: say(progress_line(p)),
-                notify=notice,
-            )  # fmt: skip
-        finally:
-            ray.shutdown()
+
+def terminated(signum: int, frame: object) -> None:
+    """A signal handler: `kill` ends a long command as Ctrl-C does, with its clean-up."""
+    raise KeyboardInterrupt

@@ -47,4 +47,4 @@ def load_runtime(store: ArtifactStore, variant: Variant, config: RuntimeConfig) 
         runtime: Runtime = load(store, variant, config)
         return runtime
     lane = config.model_copy(update={"streams": 1})
-    return StreamedRuntime([load(store, variant, lane) for _ in range(config.streams)], config)
+    return StreamedRuntime([load(store, variant, lane) for _ in range(config.streams)], variant, config)

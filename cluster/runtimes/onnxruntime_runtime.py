@@ -33,6 +33,7 @@ class OnnxRuntime:
         options.log_severity_level = 3
         # Spinning threads win a little latency on an idle machine and starve everything else on a shared one.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         data = store.read(variant, variant.model_file.path)
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

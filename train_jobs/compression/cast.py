@@ -15,13 +15,21 @@ from onnx import helper, numpy_helper
 
 from cluster.errors import InvalidRequest
 
+_OPSET = 13
+"""The first whose Cast takes bfloat16."""
+
 
 def to_bf16(model: bytes) -> bytes:
     """The graph with every fp32 kernel and matrix in bf16; vectors (biases, scales) stay.
 
-    Raises InvalidRequest if there is nothing to cast.
+    Raises InvalidRequest if there is nothing to cast, or the graph is older than the operators that could.
     """
     proto = onnx.load_from_string(model)
+    opset = max((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), default=0)
+    if opset < _OPSET:
+        raise InvalidRequest(
+            f"the graph has opset {opset}, and ONNX casts bf16 from opset {_OPSET} on; export it anew with a later one"
+        )
     kept, casts = [], []
     for tensor in proto.graph.initializer:
         if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
@@ -39,8 +47,12 @@ def to_bf16(model: bytes) -> bytes:
         casts.append(helper.make_node("Cast", [name], [tensor.name], name=f"{name}.cast", to=onnx.TensorProto.FLOAT))
     if not casts:
         raise InvalidRequest("the graph has no fp32 kernel or matrix that bf16 could halve; leave this pass out")
+    # Files of before 2019 list their constants among the inputs too: replaceable, which what a node makes is not.
+    made = {node.output[0] for node in casts}
+    entries = [entry for entry in proto.graph.input if entry.name not in made]
     nodes = [*casts, *proto.graph.node]
-    del proto.graph.initializer[:], proto.graph.node[:]
+    del proto.graph.initializer[:], proto.graph.node[:], proto.graph.input[:]
+    proto.graph.input.extend(entries)
     proto.graph.initializer.extend(kept)
     proto.graph.node.extend(nodes)
     onnx.checker.check_model(proto)

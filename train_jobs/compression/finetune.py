@@ -41,7 +41,8 @@ def finetune(
     model: nn.Module, dataset: LabelledDataset, config: FinetuneConfig, *,
     notify: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:  # fmt: skip
-    """A trained copy of `model` (samples -> logits (B, K)), the best epoch by validation accuracy.
+    """A trained copy of `model` (samples -> logits (B, K)): the weights of the best epoch by validation accuracy, or
+    those that came if no epoch is as good.
 
     Raises TrainingFailed if the loss is no longer finite.
     """
@@ -53,13 +54,15 @@ def finetune(
     optimizer = torch.optim.AdamW(tuned.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     steps = math.ceil(len(x) / config.batch_size) * config.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=steps + 1)
-    best, best_right = copy.deepcopy(tuned.state_dict()), -1
+    best, best_right = copy.deepcopy(tuned.state_dict()), correct(tuned, x_val, y_val)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)  # of which dropout draws
         for epoch in range(config.epochs):
             tuned.train()
             losses = []
             for index, _ in batches(len(x), config.batch_size, epoch=epoch, seed=config.seed):
+                if len(index) == 1 < len(x):
+                    continue  # left over at the end; batch normalisation cannot take one sample alone
                 loss = F.cross_entropy(tuned(x[index]), y[index])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -73,7 +76,7 @@ def finetune(
                 )
             right = correct(tuned, x_val, y_val)
             notify(f"fine-tune epoch {epoch + 1}/{config.epochs}: loss {mean_loss:.3f}, validation {right / kept:.4f}")
-            if right > best_right:
+            if right >= best_right:  # of equals the last: its learning rate was the lowest
                 best, best_right = copy.deepcopy(tuned.state_dict()), right
     tuned.load_state_dict(best)
     return tuned.to(memory_format=torch.contiguous_format).eval()

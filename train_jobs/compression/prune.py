@@ -36,31 +36,37 @@ class PruneConfig(BaseModel):
 def prune(model: nn.Module, config: PruneConfig, *, inputs: TensorSpec) -> nn.Module:
     """A smaller copy, not yet fine-tuned; its outputs keep their shape, so that its answers mean the same.
 
-    Raises InvalidRequest if the model cannot be traced, or no layer has channels to spare.
+    `model` itself stays as it is. Raises InvalidRequest if it cannot be traced, or no layer has channels to spare.
     """
-    pruned = copy.deepcopy(model).eval()
-    example = example_of(inputs)
+    # The graph is read off autograd's: what its owner has frozen would be missing there (and could not be fine-tuned).
+    pruned = copy.deepcopy(model).eval().requires_grad_(True)
     before = _parameters(pruned)
     try:
-        with warnings.catch_warnings():
+        example = example_of(inputs)
+        expected = _shape(pruned, example)
+        with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             pruner = tp.pruner.BasePruner(
                 pruned, example, importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=config.ratio,
                 round_to=config.round_to, ignored_layers=_last_layers(pruned, example),
             )  # fmt: skip
             pruner.step()
-        with torch.inference_mode():
-            shape, expected = pruned(example).shape, model.eval()(example).shape
+        shape = _shape(pruned, example)
     except Exception as error:
         raise InvalidRequest(f"the model cannot be pruned as a graph ({error!r}); leave pruning out") from error
     if shape != expected:
-        raise InvalidRequest(f"pruning would change the output from {list(expected)} to {list(shape)}; leave it out")
+        raise InvalidRequest(f"pruning would change the output from {expected} to {shape}; leave it out")
     if _parameters(pruned) >= before:
         raise InvalidRequest(
             f"no layer has channels to spare at ratio={config.ratio} in steps of round_to={config.round_to}; raise the "
             "ratio or lower round_to"
         )
     return pruned
+
+
+@torch.inference_mode()
+def _shape(model: nn.Module, example: torch.Tensor) -> list[int]:
+    return list(model(example).shape)
 
 
 def _parameters(model: nn.Module) -> int:

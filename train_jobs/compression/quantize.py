@@ -62,7 +62,10 @@ def quantize(
     Raises InvalidRequest if there are no samples, they do not have the model's shape, or nothing in the graph can be
     quantized.
     """
-    if samples.dtype != NUMPY_OF_DATATYPE[inputs.datatype] or samples.shape[1:] != inputs.shape[1:] or not len(samples):
+    fits = len(samples.shape) == len(inputs.shape) and all(
+        want in (-1, have) for have, want in zip(samples.shape, inputs.shape, strict=True)
+    )
+    if samples.dtype != NUMPY_OF_DATATYPE[inputs.datatype] or not fits or not samples.size:
         raise InvalidRequest(
             f"calibration samples are {samples.dtype} {list(samples.shape)}; input {inputs.name!r} takes "
             f"{inputs.datatype} {list(inputs.shape)}, and at least one"

@@ -1,1 +1,1 @@
-"""Figures -> tables for people, Markdown and JSON for the record."""
+"""What was measured -> tables for people, one page to show, Markdown and JSON for the record."""

@@ -1,0 +1,114 @@
+"""The sets that Sluice knows by name: $SLUICE_DATA_DIR, else torchvision's download, else the embedded digits."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from cluster.errors import DataUnavailable
+from train_jobs.datasets.idx import read_idx
+from train_jobs.datasets.labelled import LabelledDataset
+
+NAMES = ("fashion-mnist", "mnist", "digits")
+_FASHION = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+_DIGITS = tuple(str(d) for d in range(10))
+_FILES = {
+    "x_train": "train-images-idx3-ubyte.gz",
+    "y_train": "train-labels-idx1-ubyte.gz",
+    "x_test": "t10k-images-idx3-ubyte.gz",
+    "y_test": "t10k-labels-idx1-ubyte.gz",
+}
+
+
+def from_name(name: str, *, notify: Callable[[str], None] | None) -> LabelledDataset:
+    """One of NAMES; the digits stand in after saying so through `notify`, where there is somebody to tell.
+
+    Raises DataUnavailable naming the reasons.
+    """
+    if name == "digits":
+        return _digits()
+    reasons = []
+    if folder := os.environ.get("SLUICE_DATA_DIR"):
+        missing = [f for f in _FILES.values() if not (Path(folder) / name / f).exists()]
+        if not missing:
+            return _from_files(name, Path(folder) / name)
+        reasons.append(f"{Path(folder) / name} lacks {', '.join(missing)}")
+    if os.environ.get("SLUICE_OFFLINE"):
+        reasons.append("SLUICE_OFFLINE is set, so nothing is downloaded")
+    else:
+        try:
+            return _from_torchvision(name)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reasons.append(f"the download failed ({reason})")
+    problem = f"{name} is not to be had here: {'; '.join(reasons)}."
+    way_out = f"set SLUICE_DATA_DIR to a folder with {name}/*.gz for the real thing."
+    if notify is None:
+        raise DataUnavailable(f"{problem} To go on, {way_out}")
+    notify(f"{problem} Using scikit-learn's embedded digits (1,797 pictures) instead; {way_out}")
+    return _digits()
+
+
+def _from_files(name: str, folder: Path) -> LabelledDataset:
+    arrays = {key: read_idx(folder / file) for key, file in _FILES.items()}
+    for part in ("train", "test"):
+        pictures, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        if pictures.shape[1:] != (28, 28) or labels.shape != (len(pictures),):
+            raise DataUnavailable(
+                f"{folder}: {part} pictures {pictures.shape} and labels {labels.shape} do not belong together; "
+                "fetch them again"
+            )
+        if labels.max(initial=0) >= len(_DIGITS):
+            raise DataUnavailable(f"{folder}: {part} has label {labels.max()}; there are 10 classes; fetch it again")
+    return LabelledDataset(
+        name=name,
+        source=str(folder),
+        x_train=arrays["x_train"][:, None],
+        y_train=arrays["y_train"].astype(np.int64),
+        x_test=arrays["x_test"][:, None],
+        y_test=arrays["y_test"].astype(np.int64),
+        labels=_FASHION if name == "fashion-mnist" else _DIGITS,
+        spec=name,
+    )
+
+
+def _from_torchvision(name: str) -> LabelledDataset:
+    from torchvision import datasets as vision
+
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sluice/data"
+    source = vision.FashionMNIST if name == "fashion-mnist" else vision.MNIST
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(10.0)  # without a network, say so soon
+    try:
+        source(str(root), download=True)
+    finally:
+        socket.setdefaulttimeout(before)
+    return _from_files(name, root / source.__name__ / "raw")
+
+
+def _digits() -> LabelledDataset:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    small = (raw.images * (255.0 / 16.0)).round().astype(np.uint8)
+    pictures = np.stack([np.asarray(Image.fromarray(p).resize((28, 28), Image.Resampling.BILINEAR)) for p in small])
+    labels = raw.target.astype(np.int64)
+    order = np.random.default_rng(0).permutation(len(labels))
+    test, train = order[:450], order[450:]
+    return LabelledDataset(
+        name="digits",
+        source="scikit-learn load_digits, resized to 28x28",
+        x_train=pictures[train][:, None],
+        y_train=labels[train],
+        x_test=pictures[test][:, None],
+        y_test=labels[test],
+        labels=_DIGITS,
+        spec="digits",
+    )
