@@ -6,9 +6,9 @@
     root/history/<model>.json     where refs/active/<model> pointed before: see releases.py
     root/tmp/                     half-written files
 
-Every file arrives whole (durable.py). Nothing is ever deleted but by garbage.py. Blobs come before the manifest that names them, so
-whoever sees a manifest can read all of it. A kill -9 leaves half a file in tmp/, which a later put sweeps, or a whole
-blob that no manifest names yet, which the same put made again finds and uses. Nothing here is ever unpickled.
+Every file arrives whole (durable.py), and only garbage.py deletes one. Blobs come before the manifest that names them,
+so whoever sees a manifest can read all of it. A kill -9 leaves half a file in tmp/, which a later put sweeps, or a
+whole blob that no manifest names yet, which the same put made again finds and uses. Nothing here is ever unpickled.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _ID = re.compile(r"[0-9a-f]{16}")
 _ID_PREFIX = re.compile(r"[0-9a-f]{6,16}")
 
 
-class _Anything:
+class Anything:
     """Marks "whatever the reference is now": None already means "it must not exist"."""
 
 
-ANYTHING = _Anything()
+ANYTHING = Anything()
 
 
 def default_store() -> ArtifactStore:
@@ -124,7 +124,7 @@ class ArtifactStore:
         found = {name: self.ref(name) for name in self._names()}
         return {name: variant_id for name, variant_id in found.items() if variant_id is not None}
 
-    def set_ref(self, name: str, variant_id: str, *, expected: str | _Anything | None = ANYTHING) -> None:
+    def set_ref(self, name: str, variant_id: str, *, expected: str | Anything | None = ANYTHING) -> None:
         """Point `name` at a variant if it now points at `expected` (None: does not exist yet).
 
         Raises RefConflict when somebody else moved it first, VariantNotFound when there is no such variant,
@@ -132,7 +132,7 @@ class ArtifactStore:
         """
         self.check_ref(name, variant_id)  # before the lock is there: what is refused leaves no trace
         with self.changing():
-            if not isinstance(expected, _Anything) and (now := self.ref(name)) != expected:
+            if not isinstance(expected, Anything) and (now := self.ref(name)) != expected:
                 raise RefConflict(f"{name!r} points at {now}, not at {expected}; read it again and decide anew")
             self.write_ref(name, variant_id)
 

@@ -163,7 +163,7 @@ def gc(
     _run("variants gc", keep=keep, store=store, dry_run=dry_run, as_json=json)
 
 
-@app.command(epilog="Example: sluice profile cnn_fashion_mnist_quick/int8 cnn_fashion_mnist_quick/fp32")
+@app.command(epilog="Example: sluice profile cnn_fashion_mnist_quick/int8")
 def profile(
     variants: Annotated[list[str], typer.Argument(help="Variant ids or names.")],
     fresh: Annotated[bool, typer.Option(help="Measure again what is known of this hardware.")] = False,

@@ -25,7 +25,7 @@ FLAGS = (
     "asimddp", "bf16", "i8mm",
 )  # fmt: skip
 """The instruction sets that matter to inference; the last three are ARM's."""
-_LIBRARIES = ("ray", "torch", "onnxruntime", "openvino", "numpy")
+LIBRARIES = ("ray", "torch", "onnxruntime", "openvino", "numpy")
 _ARM_CORES = {"0xd0c": "Neoverse N1", "0xd40": "Neoverse V1", "0xd49": "Neoverse N2", "0xd4f": "Neoverse V2"}
 
 
@@ -68,7 +68,7 @@ def read_caches(root: Path = ROOT) -> tuple[Cache, ...]:
     """Data and unified caches of all cores, smallest level first; none where the kernel does not say."""
     found = set()
     for folder in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cache/index*"):
-        said = {name: _text(folder / name) for name in ("level", "type", "size", "shared_cpu_list")}
+        said = {name: text_of(folder / name) for name in ("level", "type", "size", "shared_cpu_list")}
         if said["type"] not in ("", "Instruction") and said["size"]:
             cores = frozenset(cores_in(said["shared_cpu_list"]))
             found.add(Cache(int(said["level"]), said["type"].lower(), _bytes(said["size"]), cores))
@@ -103,18 +103,18 @@ def cgroup_limits(root: Path = ROOT) -> tuple[float | None, int | None]:
     """
     cores: list[float] = []
     memory: list[int] = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in text_of(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         for name in controllers.split(",") if controllers else ["unified", "."]:
             top = root / "sys/fs/cgroup" / name
             group = top / path.strip("/")
             for folder in (group, *group.parents) if ".." not in group.parts else (top,):
-                quota = _text(folder / "cpu.max").split() or [
-                    _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+                quota = text_of(folder / "cpu.max").split() or [
+                    text_of(folder / "cpu.cfs_quota_us"), text_of(folder / "cpu.cfs_period_us")
                 ]  # fmt: skip
                 if len(quota) == 2 and quota[0].isdigit() and quota[1].isdigit():
                     cores.append(int(quota[0]) / int(quota[1]))
-                limit = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")
+                limit = text_of(folder / "memory.max") or text_of(folder / "memory.limit_in_bytes")
                 if limit.isdigit() and int(limit) < 1 << 60:  # version 1 says "none" with a huge number
                     memory.append(int(limit))
                 if folder == top:
@@ -141,7 +141,7 @@ def _facts() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "libraries": {library: version_of(library) for library in _LIBRARIES},
+        "libraries": {library: version_of(library) for library in LIBRARIES},
     }
 
 
@@ -191,7 +191,8 @@ def binary(size: int) -> str:
     return f"{amount:.4g} {unit}"
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The file without white space around it; "" if there is none that can be read."""
     try:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError):

@@ -37,6 +37,7 @@ MARK = "SLUICE_CLUSTER_ID"
 _TEMP_PREFIX = "/tmp/sluice-"
 _START_S = 60.0
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,80}")
+_DIED = "ActorDiedError"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -263,17 +264,23 @@ def _listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def deploy_config(dashboard_address: str, config: dict[str, Any], *, timeout_s: float) -> None:
-    """PUT a Serve config to a Ray dashboard and wait until all its applications run.
+def deploy_config(
+    dashboard_address: str, config: dict[str, Any], *, timeout_s: float, only: str | None = None
+) -> None:
+    """PUT a Serve config to a Ray dashboard and wait until all its applications run, or `only` that one.
 
     Raises ClusterError if the dashboard does not answer, refuses the config, or an application fails.
     """
     url = f"{dashboard_address.rstrip('/')}/api/serve/applications/"
-    names = {application.get("name", "default") for application in config["applications"]}
+    names = {only} if only else {application.get("name", "default") for application in config["applications"]}
+    states: dict[str, str] = {}
     end = time.monotonic() + timeout_s
     try:
         with httpx.Client(timeout=60.0) as client:
             answer = client.put(url, json=config)
+            while answer.status_code >= 500 and _DIED in answer.text and time.monotonic() < end:
+                time.sleep(1.0)  # Serve gave up on a proxy that was slow to start, and starts another
+                answer = client.put(url, json=config)
             if answer.status_code != 200:
                 raise ClusterError(f"{url} refused the config ({answer.status_code}): {answer.text[-600:]}")
             while time.monotonic() < end:

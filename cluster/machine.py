@@ -1,9 +1,8 @@
 """/proc, /sys and the NVIDIA driver -> Machine: all that `sluice hardware` tells of a machine, unknown where the kernel
 is silent.
 
-A fingerprint (hardware.py) goes into every manifest and is short; this is the whole picture, for people and for those
-who compare two machines. With a `root` it reads the saved /proc and /sys of another machine; what no file tells (library
-versions, the affinity of this process, nvidia-smi) is then left out, or of this Python.
+A fingerprint (hardware.py) is short and goes into every manifest; this is the whole picture. With a `root` it reads the
+saved /proc and /sys of another machine; nvidia-smi is not asked then, and Python and the libraries stay our own.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.hardware import (
+    LIBRARIES,
     ROOT,
     Cache,
     Cpu,
@@ -27,12 +27,12 @@ from cluster.hardware import (
     cores_in,
     read_caches,
     read_cpu,
+    text_of,
     usable_cores,
     version_of,
 )
 
 Family = Literal["x86", "arm", "unknown"]
-LIBRARIES = ("ray", "torch", "onnxruntime", "openvino", "numpy")
 INSTRUCTION_SETS: dict[str, tuple[Family, str]] = {
     "avx2": ("x86", "AVX2"),
     "avx512f": ("x86", "AVX-512F"),
@@ -130,7 +130,7 @@ class Machine:
 def read_machine(root: Path = ROOT) -> Machine:
     """This machine, or the one whose /proc and /sys were saved under `root`."""
     here = root == ROOT
-    release = _text(root / "proc/sys/kernel/osrelease")
+    release = text_of(root / "proc/sys/kernel/osrelease")
     return Machine(
         cpu=read_cpu(root),
         cores=_cores(root, here=here),
@@ -169,15 +169,15 @@ def parse_smi(text: str) -> tuple[Gpu, ...]:
 
 def _cores(root: Path, *, here: bool) -> Cores:
     """From /sys; from /proc/cpuinfo where that is all there is."""
-    described = [_fields(block) for block in _text(root / "proc/cpuinfo").split("\n\n")]
-    numbers = cores_in(_text(root / "sys/devices/system/cpu/online"))
+    described = [_fields(block) for block in text_of(root / "proc/cpuinfo").split("\n\n")]
+    numbers = cores_in(text_of(root / "sys/devices/system/cpu/online"))
     logical = len(numbers) or sum("processor" in block for block in described) or (os.cpu_count() if here else None)
     topology = [root / f"sys/devices/system/cpu/cpu{number}/topology" for number in numbers]
     # Older kernels call the threads of one core its siblings.
-    threads = {_text(folder / "core_cpus_list") or _text(folder / "thread_siblings_list") for folder in topology} - {""}
-    packages = {_text(folder / "physical_package_id") for folder in topology} - {""}
+    threads = {text_of(at / "core_cpus_list") or text_of(at / "thread_siblings_list") for at in topology} - {""}
+    packages = {text_of(at / "physical_package_id") for at in topology} - {""}
     pairs = {(b["physical id"], b["core id"]) for b in described if "physical id" in b and "core id" in b}
-    allowed = cores_in(_fields(_text(root / "proc/self/status")).get("Cpus_allowed_list", ""))
+    allowed = cores_in(_fields(text_of(root / "proc/self/status")).get("Cpus_allowed_list", ""))
     return Cores(
         logical=logical,
         physical=len(threads) or len(pairs) or None,
@@ -191,14 +191,14 @@ def _numa(root: Path) -> tuple[NumaNode, ...]:
     nodes = []
     for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
         number = int(folder.name.removeprefix("node"))
-        memory = re.search(r"MemTotal:\s*(\d+) kB", _text(folder / "meminfo"))
+        memory = re.search(r"MemTotal:\s*(\d+) kB", text_of(folder / "meminfo"))
         size = int(memory.group(1)) << 10 if memory else None
-        nodes.append(NumaNode(number, tuple(cores_in(_text(folder / "cpulist"))), size))
+        nodes.append(NumaNode(number, tuple(cores_in(text_of(folder / "cpulist"))), size))
     return tuple(sorted(nodes, key=lambda node: node.number))
 
 
 def _memory(root: Path) -> Memory:
-    told = _fields(_text(root / "proc/meminfo"))
+    told = _fields(text_of(root / "proc/meminfo"))
     sizes = [int(told[key].split()[0]) << 10 if key in told else None for key in ("MemTotal", "MemAvailable")]
     return Memory(total=sizes[0], available=sizes[1], limit=cgroup_limits(root)[1])
 
@@ -218,8 +218,8 @@ def _smi_gpus() -> tuple[Gpu, ...]:
 
 def _driver_gpus(root: Path) -> tuple[Gpu, ...]:
     folder = root / "proc/driver/nvidia"
-    version = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", _text(folder / "version"))
-    told = [_fields(_text(path)) for path in sorted((folder / "gpus").glob("*/information"))]
+    version = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", text_of(folder / "version"))
+    told = [_fields(text_of(path)) for path in sorted((folder / "gpus").glob("*/information"))]
     driver = version.group(1) if version else None
     return tuple(Gpu(gpu.get("Model", "unknown"), None, driver, None) for gpu in told)
 
@@ -228,10 +228,3 @@ def _fields(text: str) -> dict[str, str]:
     """The kernel's "name : value" lines."""
     pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in pairs}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""

@@ -1,9 +1,9 @@
 """Cpu -> which (runtime, precision) pairs it computes natively, and which cannot be faster than fp32 at all.
 
-What is fastest is measured, never read off a name or a flag: of four graphs on one CPU without VNNI, int8 was between
-3.5 times as fast as fp32 and half as fast, by runtime and by layer. So `pays` leaves out only what is certain to
-compute the very same fp32 arithmetic; wherever there is doubt it answers True, and the profiler finds out. A variant
-that is left out may still be smaller on disk.
+What is fastest is measured, never read off a name or a flag: on one CPU without VNNI int8 was from 3.5 times as fast as
+fp32 (ONNX Runtime, wide matrices, one sample) to less than half as fast (OpenVINO, the same matrices). So `pays` leaves
+out only what computes fp32's very own arithmetic; where in doubt it answers True, and the profiler finds out. What is
+left out may still be smaller on disk.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Native:
     how: How
     why: str
     may_gain: bool
-    """False only where it is certain to be no faster than fp32."""
+    """False only where it is certain to be no faster than fp32, which itself always counts."""
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -87,27 +87,28 @@ def _int8(cpu: Cpu) -> tuple[How, str]:
     if family(cpu) == "unknown":
         return "unknown", _UNTOLD
     missing = "the dot product" if family(cpu) == "arm" else "VNNI"
-    return "emulated", f"no {missing}: several instructions for each group of products, which gains less or nothing"
+    return "emulated", f"no {missing}: several instructions for each group of products; faster than fp32 or slower"
 
 
 def _openvino_bf16(cpu: Cpu) -> Native:
     """The plugin computes in bf16 on AVX-512 of any kind and on AVX2 with conversions to bf16 (src/plugins/intel_cpu/
     src/utils/precision_support.cpp), in fp32 on everything else that it runs on; whatever the kernel leaves open here
     is left to measurement."""
-    how: How
     if best := _first(cpu, _BF16):
-        how, why, may_gain = "native", best, True
-    elif "avx512f" in cpu.flags:
-        how, why, may_gain = "emulated", "AVX-512 without BF16: it converts back and forth, mostly slower than fp32", True
-    elif "avx_vnni" in cpu.flags:
+        return _bf16("native", best)
+    if "avx512f" in cpu.flags:
+        return _bf16("emulated", "AVX-512 without BF16: it converts back and forth, mostly slower than fp32")
+    if "avx_vnni" in cpu.flags:
         # avx_ne_convert came with later CPUs of this kind, and Linux hides it from /proc/cpuinfo.
-        how, why, may_gain = "unknown", "the kernel does not say whether this CPU converts to bf16", True
-    elif "bf16" in cpu.flags:
-        how, why, may_gain = "unknown", "the CPU has BF16; whether OpenVINO's kernels for ARM take it is not known", True
-    elif family(cpu) == "unknown":
-        how, why, may_gain = "unknown", _UNTOLD, True
-    else:
-        how, why, may_gain = "emulated", "no BF16 instructions: it computes in fp32", False
+        return _bf16("unknown", "the kernel does not say whether this CPU converts to bf16")
+    if "bf16" in cpu.flags:
+        return _bf16("unknown", "the CPU has BF16; whether OpenVINO's kernels for ARM take it is not known")
+    if family(cpu) == "unknown":
+        return _bf16("unknown", _UNTOLD)
+    return _bf16("emulated", "no BF16 instructions: it computes in fp32", may_gain=False)
+
+
+def _bf16(how: How, why: str, *, may_gain: bool = True) -> Native:
     return Native("openvino", "bf16", how, why, may_gain)
 
 

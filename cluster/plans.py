@@ -68,7 +68,8 @@ class Plan(Configuration):
         """JSON has no infinity: None, as for all that could not be told."""
         if not isinstance(given, Mapping):
             return given
-        return {name: None if _is_figure(value) and not math.isfinite(value) else value for name, value in given.items()}
+        lost = {name for name, value in given.items() if _is_figure(value) and not math.isfinite(value)}
+        return {name: None if name in lost else value for name, value in given.items()}
 
     def _repr_html_(self) -> str:
         rows = {

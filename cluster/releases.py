@@ -23,7 +23,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cluster.artifacts import ANYTHING, ArtifactStore, _Anything
+from cluster.artifacts import ANYTHING, Anything, ArtifactStore
 from cluster.errors import ChecksumMismatch, ConfigError, RefConflict, VariantNotFound
 from cluster.variants import canonical_sha256
 
@@ -86,7 +86,7 @@ class Releases:
         return sorted(path.stem for path in self._store.root.glob("history/*.json"))
 
     def promote(
-        self, model_name: str, variant_id: str, *, expected: str | _Anything | None = ANYTHING,
+        self, model_name: str, variant_id: str, *, expected: str | Anything | None = ANYTHING,
         serving: str | None = None,
     ) -> Release:  # fmt: skip
         """Make the variant the active one, if `expected` is it now (None: there is none yet).
@@ -99,14 +99,14 @@ class Releases:
         self._store.check_ref(name, variant_id)
         with self._store.changing():
             active = self.active(model_name)
-            if not isinstance(expected, _Anything) and active != expected:
+            if not isinstance(expected, Anything) and active != expected:
                 raise RefConflict(
                     f"{model_name}: active is {active}, not {expected}; somebody else moved it: look and decide anew"
                 )
             past = self._settled(self._read(model_name), active)
             if active == variant_id:
                 return past[-1]
-            if active is None and serving is not None:
+            if active is None and serving is not None and serving != variant_id:
                 past.append(_next(past, serving, None, None, "found"))
             before = past[-1].number if past else None
             return self._move(model_name, past, _next(past, variant_id, active, before, "promote"))
@@ -116,11 +116,11 @@ class Releases:
         VariantNotFound if that variant is no longer in the store."""
         return self._target(model_name, self.history(model_name))
 
-    def rollback(self, model_name: str, *, expected: str | _Anything | None = ANYTHING) -> Release:
+    def rollback(self, model_name: str, *, expected: str | Anything | None = ANYTHING) -> Release:
         """Go back to the version before the active one. Raises as `target` does, and RefConflict as `promote`."""
         with self._store.changing():
             active = self.active(model_name)
-            if not isinstance(expected, _Anything) and active != expected:
+            if not isinstance(expected, Anything) and active != expected:
                 raise RefConflict(f"{model_name}: active is {active}, not {expected}; look and decide anew")
             past = self._settled(self._read(model_name), active)
             target = self._target(model_name, past)

@@ -16,9 +16,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.errors import ArtifactError, ConfigError
 from cluster.plans import Configuration
@@ -74,11 +74,17 @@ class Trial(_Frozen):
     started_at: str
     took_s: float
 
+    @model_validator(mode="after")
+    def _measured_or_not(self) -> Trial:
+        if (self.figures is None) == (self.error is None):
+            raise ValueError("a trial has figures or an error, one of the two")
+        return self
+
 
 class StudyHeader(_Frozen):
     """What a study asks. Two with the same `question` may share trials."""
 
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     name: str
     slo: Slo
     variants: dict[str, str]
@@ -114,6 +120,9 @@ class Outcome:
     attainment: float
     core_s_per_million: float | None
     memory_bytes: int | None
+    """The most that any trial saw; None if none could tell."""
+    reference_rate_rps: float = 0.0
+    """The load of latencies, attainment and cost."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,11 @@ class Study:
 
     header: StudyHeader
     trials: tuple[Trial, ...]
+
+    @property
+    def next_number(self) -> int:
+        """For the next trial: above all that are there, also where one was deleted."""
+        return 1 + max((trial.number for trial in self.trials), default=0)
 
     def outcomes(self) -> list[Outcome]:
         """One for each configuration that was measured, in the order of their first trials."""
@@ -153,6 +167,7 @@ class Study:
             attainment=statistics.median(f.attainment for f in figures),
             core_s_per_million=statistics.median(costs) if costs else None,
             memory_bytes=max(memory) if memory else None,
+            reference_rate_rps=statistics.median(f.reference_rate_rps for f in figures),
         )
 
     def _repr_html_(self) -> str:
@@ -166,11 +181,14 @@ class Study:
                 f"{o.accuracy:.4f}",
                 str(o.trials),
             )
-            for o in sorted(self.outcomes(), key=lambda o: -(o.slo_rate_rps or o.max_rate_rps))
+            for o in sorted(self.outcomes(), key=_by_rate)
         ]
         head = "".join(f"<th>{html.escape(h)}</th>" for h in headers)
         body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
         return f"<table><caption>{html.escape(self.header.name)}</caption><tr>{head}</tr>{body}</table>"
+
+
+_Kept = TypeVar("_Kept", StudyHeader, Trial)
 
 
 class StudyStore:
@@ -182,10 +200,15 @@ class StudyStore:
     def open(self, header: StudyHeader) -> Study:
         """Begin the study, or go on with the one of the same question that is there.
 
-        Raises ConfigError, naming what differs, if the folder holds a study of another question.
+        Raises ConfigError, naming what differs, if the folder holds a study of another question, and as `read` does.
         """
         path = self.folder / "study.json"
         if not path.exists():
+            if self._trial_paths():
+                raise ConfigError(
+                    f"{self.folder} holds trials, but study.json, which says what they were for, is gone; put it back, "
+                    "or delete the folder to start again"
+                )
             self._write(path, header.model_dump(mode="json"))
             return self.read()
         there = self.read()
@@ -201,23 +224,22 @@ class StudyStore:
 
     def read(self) -> Study:
         """All that is there. Raises ConfigError if there is no study, or a file of it is damaged."""
-        header_path = self.folder / "study.json"
-        paths = sorted((self.folder / "trials").glob("[0-9]*.json"))
-        path = header_path
-        try:
-            header = StudyHeader.model_validate_json(header_path.read_text())
-            trials = []
-            for path in paths:
-                trials.append(Trial.model_validate_json(path.read_text()))
-        except FileNotFoundError as error:
-            raise ConfigError(f"no study in {self.folder}; start one with `sluice tune`") from error
-        except (OSError, ValidationError) as error:
-            raise ConfigError(f"{path} is damaged ({error}); delete it, the rest is used") from error
-        return Study(header, tuple(trials))
+        path = self.folder / "study.json"
+        if not path.exists() and not self._trial_paths():
+            raise ConfigError(f"no study in {self.folder}; start one with `sluice tune`")
+        header = _read(StudyHeader, path, "delete the folder to start again")
+        trials = [_read(Trial, path, "delete it, the rest is used") for path in self._trial_paths()]
+        return Study(header, tuple(sorted(trials, key=lambda trial: trial.number)))
 
     def add(self, trial: Trial) -> None:
-        """Keep a trial. Raises ArtifactError if the disk refuses."""
-        self._write(self.folder / "trials" / f"{trial.number:04d}.json", trial.model_dump(mode="json"))
+        """Keep a trial. Raises ArtifactError if there is one of that number, or the disk refuses."""
+        path = self.folder / "trials" / f"{trial.number:04d}.json"
+        if path.exists():
+            raise ArtifactError(f"{path} is there already, and what was measured is not overwritten; use next_number")
+        self._write(path, trial.model_dump(mode="json"))
+
+    def _trial_paths(self) -> list[Path]:
+        return sorted((self.folder / "trials").glob("[0-9]*.json"))
 
     def _write(self, path: Path, value: Any) -> None:
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
@@ -230,6 +252,18 @@ class StudyStore:
             os.replace(unfinished, path)
         except OSError as error:
             raise ArtifactError(f"cannot write {path} ({error}); see that it may be written and has room") from error
+
+
+def _read(kind: type[_Kept], path: Path, way_out: str) -> _Kept:
+    try:
+        return kind.model_validate_json(path.read_text())
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, no JSON, or not these fields
+        raise ConfigError(f"{path} is damaged ({error}); {way_out}") from error
+
+
+def _by_rate(outcome: Outcome) -> tuple[float, float]:
+    """Highest SLO rate first; those of which it is not known after those of which it is."""
+    return (math.inf if outcome.slo_rate_rps is None else -outcome.slo_rate_rps, -outcome.max_rate_rps)
 
 
 def _short(value: Any) -> str:

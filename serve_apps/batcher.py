@@ -26,6 +26,7 @@ MAX_BATCH_SIZE = 32
 """Where nobody says another."""
 NO_PRIORITY = 1 << 63
 """Where priority 0, "no wish", stands: behind every request that names a level (1 is the highest)."""
+_LOOK_S = 0.01
 _EXPIRY_GRAIN_S = 0.005
 """Expired requests are answered at most this late: one look at the queue for all that expire together."""
 
@@ -59,6 +60,7 @@ class Batcher:
         self._queue: list[tuple[int, float, int, Request]] = []
         self._numbers = itertools.count()
         self._busy = False
+        self._executing: list[Request] = []
         self._draining = False
         self._closed = False
         self._idle: asyncio.Future[None] | None = None
@@ -87,6 +89,15 @@ class Batcher:
     def queued(self) -> int:
         """Requests that wait now."""
         return len(self._queue)
+
+    async def finished(self, infer: Infer, timeout_s: float) -> bool:
+        """Wait until no request that was submitted to this model waits or runs; True if that was in time."""
+        end = self._clock() + timeout_s
+        while any(request.infer == infer for request in (*self._executing, *(entry[3] for entry in self._queue))):
+            if self._clock() > end:
+                return False
+            await asyncio.sleep(_LOOK_S)
+        return True
 
     def submit(
         self, inputs: Arrays, *, timeout_s: float | None = None, priority: int = 0
@@ -203,7 +214,7 @@ class Batcher:
 
     def _start(self) -> None:
         """Give the executor its next batch, if there is one."""
-        batch = self._take()
+        batch = self._executing = self._take()
         self._busy = bool(batch)
         if batch:
             rows = sum(request.stop - request.start for request in batch)

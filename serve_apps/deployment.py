@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 
 from cluster.artifacts import ArtifactStore
-from cluster.errors import ConfigError, VariantNotFound
+from cluster.errors import ConfigError, NotReady, VariantNotFound
 from cluster.runtimes import RuntimeConfig
 from cluster.variants import Variant
 from serve_apps.app import wrong_fields
 from serve_apps.batcher import MAX_BATCH_SIZE, Batcher
-from serve_apps.loading import Loaded, load, warm
+from serve_apps.loading import Loaded, load
 from serve_apps.oip.routes import OipApp
 
 _DRAIN_S = 20.0
@@ -55,14 +56,18 @@ def _make_app() -> OipApp:
 
 class ModelHost:
     """Loads the variant, owns the batcher. Inference runs on the batcher's thread, never on the event loop: Serve
-    counts a replica whose loop stalls as dead."""
+    counts a replica whose loop stalls as dead.
+
+    Nothing is loaded before the first user_config, which may name another variant than the application's args: Serve
+    opens the replica's port before it hands that over, and a replica that starts after a promotion must not answer even
+    one request from the version before."""
 
     def __init__(self, model_name: str, store: str, variant: str, runtime: dict[str, Any]) -> None:
         self.model_name = model_name
         self._store = ArtifactStore(Path(store))
         self._bound = variant
         self._bound_config = RuntimeConfig.model_validate(runtime)
-        self._loaded = load(self._store, self._store.get(variant), self._bound_config, max_batch_size=1)
+        self._loaded: Loaded | None = None
         self._batcher: Batcher | None = None
         self._default_timeout_s: float | None = None
         self._draining = False
@@ -70,8 +75,8 @@ class ModelHost:
 
     @property
     def variant(self) -> Variant:
-        """The manifest of what answers now."""
-        return self._loaded.variant
+        """The manifest of what answers now. Raises NotReady while nothing does."""
+        return self._serving.variant
 
     @property
     def config(self) -> dict[str, Any]:
@@ -81,17 +86,23 @@ class ModelHost:
             "max_batch_size": batcher.max_batch_size,
             "max_queued_requests": batcher.max_queued_requests,
             "default_timeout_s": self._default_timeout_s,
-            "runtime": self._loaded.config.model_dump(mode="json"),
+            "runtime": self._serving.config.model_dump(mode="json"),
         }
 
     def is_ready(self) -> bool:
-        """True from the end of the constructor, with the model loaded and warm, until the replica drains."""
-        return not self._draining
+        """True from when the model is loaded and warm until the replica drains."""
+        return self._loaded is not None and not self._draining
+
+    @property
+    def _serving(self) -> Loaded:
+        if self._loaded is None:
+            raise NotReady("this replica is still loading; send the request again, another one will take it")
+        return self._loaded
 
     def _running(self) -> Batcher:
         # Made on the loop that will use it: the constructor may run on another thread.
         if self._batcher is None:
-            self._batcher = Batcher(self._loaded.runtime.infer)
+            self._batcher = Batcher(self._serving.runtime.infer)
         return self._batcher
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -115,26 +126,33 @@ class ModelHost:
                 self._default_timeout_s = config.default_timeout_s
 
     async def _switch(self, ref: str, config: RuntimeConfig, max_batch_size: int | None) -> None:
+        """Serve that, and return once no request is left that was taken by what was served before."""
         try:
-            variant, loaded = self._store.get(ref), self._loaded
+            variant, before = self._store.get(ref), self._loaded
         except VariantNotFound as error:
-            raise ConfigError(f"variant={ref!r} in user_config: {error}") from error
-        served, now = loaded.variant, self._batcher.max_batch_size if self._batcher else MAX_BATCH_SIZE
-        size = max_batch_size or now
-        if loaded.serves(variant, config, size):
+            raise ConfigError(f"variant={ref!r}: {error}") from error
+        size = max_batch_size or (self._batcher.max_batch_size if self._batcher else MAX_BATCH_SIZE)
+        if before is not None and before.serves(variant, config, size):
             return
-        if self._batcher is None and loaded.serves(variant, config, loaded.warm_to):  # it executes nothing yet
-            self._loaded = await _off_the_loop(lambda: warm(loaded, max_batch_size=size))
-            return
-        if (variant.inputs, variant.outputs) != (served.inputs, served.outputs):
+        self._refuse_other_tensors(variant)
+        # Also for a larger batch size alone: the executor may be inside the old runtime, so it cannot be warmed up.
+        self._loaded = await _off_the_loop(lambda: load(self._store, variant, config, max_batch_size=size))
+        batcher = self._running()
+        if before is not None:
+            # The old runtime goes with its last batch: the executor may be inside it now, so it is not closed here.
+            batcher.reconfigure(infer=self._loaded.runtime.infer)
+            await batcher.finished(before.runtime.infer, _DRAIN_S)
+
+    def _refuse_other_tensors(self, variant: Variant) -> None:
+        """Raise ConfigError unless it takes and gives what is served, or what the application's args name."""
+        served = self._loaded.variant if self._loaded else None
+        with suppress(VariantNotFound):  # the one in args may be gone since another was promoted
+            served = served or self._store.get(self._bound)
+        if served is not None and (variant.inputs, variant.outputs) != (served.inputs, served.outputs):
             raise ConfigError(
                 f"variant {variant.name} ({variant.id}) has other inputs or outputs than {served.name}, which is "
                 "served; deploy it as an application of its own"
             )
-        # Also for a larger batch size alone: the executor may be inside the old runtime, so it cannot be warmed up.
-        self._loaded = await _off_the_loop(lambda: load(self._store, variant, config, max_batch_size=size))
-        # The old runtime goes with its last batch: the executor may be inside it now, so it is not closed here.
-        self._running().reconfigure(infer=self._loaded.runtime.infer)
 
     def submit(
         self, inputs: dict[str, NDArray[np.generic]], *, timeout_s: float | None, priority: int
@@ -143,7 +161,9 @@ class ModelHost:
         return self._running().submit(inputs, timeout_s=timeout_s or self._default_timeout_s, priority=priority)
 
     async def check_health(self) -> None:
-        """Called by Serve; the loop that answers is the health."""
+        """Called by Serve, first at the end of the start; the loop that answers is the health."""
+        if self._loaded is None:  # the application has no user_config
+            await self.reconfigure({})
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Queue depth, for an autoscaling policy."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -41,12 +41,6 @@ def load(store: ArtifactStore, variant: Variant, config: RuntimeConfig, *, max_b
         runtime.close()
         raise
     return Loaded(variant, config, max_batch_size, runtime)
-
-
-def warm(loaded: Loaded, *, max_batch_size: int) -> Loaded:
-    """The same runtime, warm for larger batches. Only for one that executes nothing yet."""
-    _warm_up(loaded.runtime, loaded.variant, max_batch_size)
-    return replace(loaded, warm_to=max_batch_size)
 
 
 def _warm_up(runtime: Runtime, variant: Variant, max_batch_size: int) -> None:

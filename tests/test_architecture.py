@@ -18,7 +18,10 @@ MAY_IMPORT = {
     "tune_spaces": set(PACKAGES),
 }
 # The vocabulary: no Ray, no torch, anywhere in the file.
-PURE = ("errors", "variants", "artifacts", "profiles", "plans", "stats", "tensors", "manifests")
+PURE = (
+    "errors", "variants", "artifacts", "profiles", "plans", "stats", "tensors", "manifests", "slo", "studies",
+    "hardware", "machine", "native",
+)  # fmt: skip
 
 
 def imports_of(path: Path, *, top_level_only: bool = False) -> set[str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from cluster import stats
 from cluster.artifacts import ANYTHING, ArtifactStore
-from cluster.errors import InferenceFailed, InvalidRequest
+from cluster.errors import ArtifactError, InferenceFailed, InvalidRequest, RuntimeUnavailable
 from cluster.runtimes import RuntimeConfig, RuntimeName, load_runtime, runtimes_for
 from cluster.slo import AccuracyFloor
 from cluster.stats import Flags
@@ -80,10 +80,11 @@ class Bench:
         for runtime in dict.fromkeys([made_for, *runtimes_for(variant.format)]):
             try:
                 accuracies.append(self._measure(stored, runtime))
-            except (InferenceFailed, InvalidRequest) as error:
+            except (ArtifactError, InferenceFailed, InvalidRequest, RuntimeUnavailable) as error:
                 if runtime == made_for:
                     raise InvalidRequest(f"{variant.name} does not run on {runtime}: {error}") from error
-                self._notify(f"{stored.name} does not run on {runtime} and is not planned there: {error}")
+                why = " ".join(str(error).split())[:300]  # executors tell whole pages
+                self._notify(f"{stored.name} does not run on {runtime} and is not planned there: {why}")
         stored = self._store.put(stored.model_copy(update={"accuracies": tuple(accuracies)}), files)
         self._store.set_ref(stored.name, stored.id, expected=ANYTHING)
         first = accuracies[0]

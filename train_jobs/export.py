@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import nn
 
+from cluster.errors import InvalidRequest
 from cluster.runtimes.torch_archive import save_pickle_free
 from cluster.tensors import NUMPY_OF_DATATYPE
 from cluster.variants import TensorSpec
@@ -33,16 +34,22 @@ def example_of(spec: TensorSpec, rows: int = 2) -> torch.Tensor:
 
 
 def to_onnx(model: nn.Module, inputs: TensorSpec = INPUT, output: str = "logits") -> bytes:
-    """The model as ONNX, opset 18, weights inside the file; the same model gives the same bytes wherever it is made."""
+    """The model as ONNX, opset 18, weights inside the file; the same model gives the same bytes wherever it is made.
+
+    Raises InvalidRequest, with torch's words, if it is no graph of a free batch.
+    """
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter's notes to its own developers
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         path = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            model.eval(), (example_of(inputs),), str(path), dynamo=True, opset_version=18, external_data=False,
-            verbose=False, input_names=[inputs.name], output_names=[output],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        )  # fmt: skip
+        try:
+            torch.onnx.export(
+                model.eval(), (example_of(inputs),), str(path), dynamo=True, opset_version=18, external_data=False,
+                verbose=False, input_names=[inputs.name], output_names=[output],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            )  # fmt: skip
+        except Exception as error:
+            raise InvalidRequest(_no_graph("ONNX", error)) from error
         return bytes(without_notes(onnx.load(path)).SerializeToString())
 
 
@@ -56,6 +63,19 @@ def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_torch_archive(model: nn.Module, inputs: TensorSpec = INPUT) -> bytes:
-    """The model as an exported torch program."""
+    """The model as an exported torch program. Raises InvalidRequest as `to_onnx` does."""
     shapes = ({0: torch.export.Dim("batch", min=1)},)
-    return save_pickle_free(torch.export.export(model.eval(), (example_of(inputs),), dynamic_shapes=shapes))
+    try:
+        program = torch.export.export(model.eval(), (example_of(inputs),), dynamic_shapes=shapes)
+    except Exception as error:
+        raise InvalidRequest(_no_graph("a torch program", error)) from error
+    return save_pickle_free(program)
+
+
+def _no_graph(what: str, error: Exception) -> str:
+    cause = error.__cause__ or error
+    told = " ".join(str(cause).split())[:400]
+    return (
+        f"the model cannot be exported as {what} whose batch is free ({type(cause).__name__}: {told}); write its "
+        "forward so that torch.export follows it (no branches on values, no fixed batch), or bring an ONNX file"
+    )

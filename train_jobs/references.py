@@ -76,7 +76,8 @@ def _import(name: str, folder: Path | None) -> ModuleType:
         cause = error.__cause__
         if isinstance(cause, ModuleNotFoundError) and cause.name and f"{name}.".startswith(f"{cause.name}."):
             raise ConfigError(
-                f"there is no module {name} in {here}, nor is one installed; go to the folder that holds it, or install it"
+                f"there is no module {name} in {here}, nor is one installed; go to the folder that holds it, or "
+                "install it"
             ) from cause
         raise
     if folder is not None and _root(module) not in (None, folder):

@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from cluster.hardware import binary, summary
 from cluster.machine import Machine, read_machine
 from cluster.native import Native, native
-from tune_spaces.report.summary import table
 
 _PAIR_HEADERS = ("runtime", "precision", "computed", "tried", "why")
 
@@ -24,8 +25,8 @@ def show(*, as_json: bool) -> None:
         print(json.dumps(machine.as_dict() | {"runtimes": [pair.as_dict() for pair in pairs]}, indent=2))
         return
     console = Console()
-    console.print(table("Machine", ("what", "value"), machine_rows(machine)))
-    console.print(table("Runtimes and precisions", _PAIR_HEADERS, pair_rows(pairs)))
+    console.print(_table("Machine", ("what", "value"), machine_rows(machine)))
+    console.print(_table("Runtimes and precisions", _PAIR_HEADERS, pair_rows(pairs)))
     console.print("tried: `sluice tune` measures it here; left out is only what cannot be faster than fp32.")
 
 
@@ -59,6 +60,14 @@ def ranges(cores: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
+def _table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """All of it words, so all of it begins at the left."""
+    made = Table(*headers, title=title, title_justify="left")
+    for row in rows:
+        made.add_row(*map(Text, row))
+    return made
+
+
 def _cores(machine: Machine) -> str:
     cores = machine.cores
     logical, physical, sockets = (
@@ -82,7 +91,7 @@ def _instruction_sets(machine: Machine) -> str:
     if not sets:
         return "unknown"
     has, lacks = ([name for name, there in sets.items() if there is wanted] for wanted in (True, False))
-    return f"{', '.join(has) or 'none of those below'}; not: {', '.join(lacks) or 'nothing'}"
+    return f"{', '.join(has) or 'none'}; not: {', '.join(lacks) or 'nothing'}"
 
 
 def _memory(machine: Machine) -> str:

@@ -118,8 +118,11 @@ class LiveDeployment:
         """Those of the cluster, Ray's own included, but neither this one nor the load generator below it."""
         with suppress(psutil.NoSuchProcess):
             supervisor, own = psutil.Process(self.supervisor_pid), psutil.Process()
-            ours = {own.pid, *(child.pid for child in own.children(recursive=True))}
-            return [p for p in [supervisor, *supervisor.children(recursive=True)] if p.pid not in ours]
+            found = {p.pid: p for p in [supervisor, *supervisor.children(recursive=True)]}
+            if own.pid in found:  # an actor of the cluster: the load generator hangs below it
+                for process in [own, *own.children(recursive=True)]:
+                    found.pop(process.pid, None)
+            return list(found.values())
         return []
 
     def cpu_seconds(self) -> float:

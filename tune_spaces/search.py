@@ -172,7 +172,7 @@ class Search:
         from ray.tune.search.optuna import OptunaSearch
 
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours: it ends the clusters too
-        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "1")
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer one prints its tables whatever `verbose` says
         searcher = OptunaSearch(
             _Suggest(self._space), metric=_METRIC, mode="max", storage=self._history(study, promising),
             study_name=_METRIC,
@@ -207,6 +207,7 @@ class Search:
         # A trial that cannot be served is kept with its error; what ends here is not of the trial's making.
         for error in results.errors:
             raise error
+        on_trial()  # the last one ends the experiment before it is told of
         return self._recorder.store.read()
 
     def _history(self, study: Study, promising: Sequence[Configuration]) -> optuna.storages.BaseStorage:

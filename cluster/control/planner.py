@@ -6,6 +6,7 @@ measurements scatter count as equal, and the faster answer, the better accuracy 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,17 @@ _AS_GOOD = 0.03
 def holds(outcome: Outcome, slo: Slo) -> bool:
     """Does it keep the promise? Of a load that the SLO names 99% must be answered within the bound, and the memory
     budget holds. (Without a named load there is none to hold. Accuracy is decided before anything is measured.)"""
-    memory = slo.budget.memory_mib
-    if memory is not None and (outcome.memory_bytes or 0) > memory << 20:
+    if not _in_memory(outcome, slo):
         return False
     if slo.rate_rps is None and slo.trace is None:
         return outcome.slo_rate_rps is not None and outcome.slo_rate_rps > 0
     return outcome.latency_p99_s <= slo.latency_p99_s
+
+
+def _in_memory(outcome: Outcome, slo: Slo) -> bool:
+    """What was not measured is not known to fit."""
+    budget = slo.budget.memory_mib
+    return budget is None or (outcome.memory_bytes is not None and outcome.memory_bytes <= budget << 20)
 
 
 def score(outcome: Outcome, slo: Slo) -> float:
@@ -35,8 +41,13 @@ def score(outcome: Outcome, slo: Slo) -> float:
     if slo.objective == "min_latency":
         return -outcome.latency_p99_s
     if slo.objective == "min_cost":
-        return -(outcome.core_s_per_million if outcome.core_s_per_million is not None else 1e12 / outcome.max_rate_rps)
-    return outcome.slo_rate_rps if outcome.slo_rate_rps is not None else outcome.max_rate_rps
+        # An unknown cost comes after every known one: as if it kept a million cores busy.
+        unknown = 1e12 / outcome.max_rate_rps if outcome.max_rate_rps > 0 else math.inf
+        return -(outcome.core_s_per_million if outcome.core_s_per_million is not None else unknown)
+    if outcome.slo_rate_rps is not None:
+        return outcome.slo_rate_rps
+    # Its SLO rate is not known, and the closed loop's maximum is none: what it did hold is all that is proven.
+    return outcome.reference_rate_rps if outcome.latency_p99_s <= slo.latency_p99_s else 0.0
 
 
 def ranked(outcomes: Sequence[Outcome], slo: Slo) -> list[Outcome]:
@@ -101,10 +112,17 @@ def _nothing_holds(outcomes: Sequence[Outcome], slo: Slo) -> str:
         return "no configuration could be measured; the trials' files say why"
     load = slo.peak_rps()
     wish = f"{load:,.0f} req/s with p99" if load else "any rate with p99"
-    nearest = min(outcomes, key=lambda o: (o.latency_p99_s, -o.max_rate_rps))
-    memory = f" within {slo.budget.memory_mib} MiB" if slo.budget.memory_mib else ""
+    nearest = min(
+        outcomes,
+        key=lambda o: (not _in_memory(o, slo), o.latency_p99_s, -o.max_rate_rps, o.configuration.key),
+    )
+    memory = f" and {slo.budget.memory_mib:,} MiB" if slo.budget.memory_mib else ""
+    has = "" if nearest.memory_bytes is None else f", {math.ceil(nearest.memory_bytes / (1 << 20)):,} MiB"
+    late = math.isinf(nearest.latency_p99_s)
+    p99 = "over 1% failed" if late else f"p99 {nearest.latency_p99_s * 1e3:,.1f} ms"
+    more = "more cores, a lower rate or a longer bound" if _in_memory(nearest, slo) else "more memory"
     return (
         f"none of {len(outcomes)} configurations holds {wish} within {slo.latency_p99_ms:g} ms{memory}; nearest: "
-        f"{nearest.configuration}, p99 {nearest.latency_p99_s * 1e3:,.1f} ms at {load or 0:,.0f} req/s and at most "
-        f"{nearest.max_rate_rps:,.0f} req/s; give it more cores, a lower rate or a longer bound"
+        f"{nearest.configuration}, {p99} at {nearest.reference_rate_rps:,.0f} req/s, at most "
+        f"{nearest.max_rate_rps:,.0f} req/s{has}; give it {more}"
     )

@@ -8,8 +8,9 @@ T(b); at a rate r the mean batch is the b with b = r T(b), and a request waits f
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.plans import Configuration
 from cluster.profiles import Curve
@@ -86,8 +87,7 @@ def predict(
 ) -> Prediction:  # fmt: skip
     """What `configuration` does on `cores` cores. `curve` is of its variant and runtime; `front` counts HAProxy too."""
     replicas, runtime = configuration.num_replicas, configuration.runtime
-    overlapped = cores >= replicas * (runtime.cores + 1)
-    one = _Replica(curve, configuration.max_batch_size, overlapped, front)
+    one = _Replica(curve, configuration.max_batch_size, _overlapped(configuration, cores), front)
     cap = configuration.max_batch_size
     kernel_core_s = (curve.seconds(cap) * runtime.cores + front.per_batch_s) / cap
     core_s = kernel_core_s + front.per_request_s
@@ -111,16 +111,35 @@ def calibrated(
     connections: int = 64,
 ) -> FrontCost:  # fmt: skip
     """`front` with the cost of a request that explains the closed-loop maxima (req/s) which live trials measured: the
-    median over them, so that one disturbed trial decides nothing. No batch was larger than `connections`."""
-    found = []
-    for configuration, curve, max_rate in measured:
-        cap = min(configuration.max_batch_size, connections)
-        per_row = (curve.seconds(cap) * configuration.runtime.cores + front.per_batch_s) / cap
-        found.append(cores / max_rate - per_row if max_rate > 0 else math.inf)
-    usable = sorted(cost for cost in found if math.isfinite(cost) and cost > 0)
-    if not usable:
-        return front
-    return FrontCost(per_request_s=usable[len(usable) // 2], per_batch_s=front.per_batch_s)
+    median over them, so that one disturbed trial decides nothing. All `connections` together were waiting for one
+    answer each, so no batch was larger than a replica's share of them."""
+    found = [
+        _cost_that_explains(max_rate, configuration, curve, cores, front, connections)
+        for configuration, curve, max_rate in measured
+        if max_rate > 0
+    ]
+    usable = [cost for cost in found if cost > 0]
+    return replace(front, per_request_s=statistics.median_high(usable)) if usable else front
+
+
+def _cost_that_explains(
+    max_rate: float, configuration: Configuration, curve: Curve, cores: int, front: FrontCost, connections: int
+) -> float:
+    """The inverse of `predict`'s capacity, which is the lesser of two that both fall with the cost of a request: so the
+    lesser of the two costs that give `max_rate`. Not above 0 where no cost does."""
+    replicas, runtime = configuration.num_replicas, configuration.runtime
+    cap = min(configuration.max_batch_size, max(1, connections // replicas))
+    executor = curve.seconds(cap) + front.per_batch_s
+    by_work = cores / max_rate - (curve.seconds(cap) * runtime.cores + front.per_batch_s) / cap
+    cycle = replicas * cap / max_rate
+    if not _overlapped(configuration, cores):
+        return min(by_work, (cycle - executor) / cap)
+    # Side by side, a loop that is done before its executor leaves no trace of what it cost.
+    return min(by_work, cycle / cap) if cycle > executor else 0.0
+
+
+def _overlapped(configuration: Configuration, cores: int) -> bool:
+    return cores >= configuration.num_replicas * (configuration.runtime.cores + 1)
 
 
 def _highest(most: float, holds: Callable[[float], bool]) -> float:

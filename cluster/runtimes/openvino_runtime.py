@@ -1,8 +1,11 @@
 """ONNX graph -> OpenVINO compiled model on the CPU. Imported only when a variant is loaded with it.
 
 The plugin compiles kernels for each batch size that it meets, at the first batch of that size (milliseconds): whoever
-promises a latency warms up every size first (serve_apps/deployment.py does). It computes 64-bit numbers in 32 bits, and
-takes a place beyond the end of a table for a row of zeros where other runtimes fail.
+promises a latency warms up every size first (serve_apps/deployment.py does).
+
+It computes 64-bit numbers in 32 bits. Of a place beyond the end of a table its Gather makes a row of zeros, where other
+runtimes fail; GatherND and its like do not look, and answer with whatever lies in memory there: graphs in which a
+request's numbers reach those are refused.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.artifacts import ArtifactStore
-from cluster.errors import ArtifactError, InferenceFailed, RuntimeUnavailable
+from cluster.errors import ArtifactError, ConfigError, InferenceFailed, RuntimeUnavailable
 from cluster.runtimes.base import RuntimeConfig, Tensors
 from cluster.tensors import check_inputs
 from cluster.variants import Precision, Variant
@@ -30,6 +33,8 @@ _COMPUTE: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """What is not quantized is computed in this. Left to itself the plugin takes bf16 wherever the CPU has it, and a
 variant measured on one machine would be another one on the next."""
 _INT32 = np.iinfo(np.int32)
+_UNCHECKED = ("GatherND", "GatherElements", "GatherTree", "Scatter", "EmbeddingBag", "EmbeddingSegments")
+"""Operators, by how their names begin, that use their second input as places and do not check them."""
 
 
 class OpenVinoRuntime:
@@ -50,15 +55,20 @@ class OpenVinoRuntime:
         }
         try:
             core = ov.Core()
-            self._model = core.compile_model(_read(core, data), "CPU", settings)
+            graph = _read(core, data)
+            _refuse_unchecked_places(graph, variant)
+            self._model = core.compile_model(graph, "CPU", settings)
+        except ConfigError:
+            raise
         except Exception as error:
             raise ArtifactError(f"OpenVINO cannot load variant {variant.name} ({variant.id}): {error}") from error
         for what, ports, specs in (
             ("inputs", self._model.inputs, variant.inputs),
             ("outputs", self._model.outputs, variant.outputs),
         ):
-            named = [port.any_name for port in ports]
-            if sorted(named) != sorted(spec.name for spec in specs):
+            # A tensor that passes an Identity has both its names.
+            named = [sorted(port.names) for port in ports]
+            if len(ports) != len(specs) or not all(any(s.name in names for names in named) for s in specs):
                 raise ArtifactError(
                     f"variant {variant.name} ({variant.id}) has {what} {named} in its graph, "
                     f"{[spec.name for spec in specs]} in its manifest; make it again"
@@ -96,6 +106,21 @@ def _read(core: ov.Core, data: bytes) -> ov.Model:
         path = Path(folder) / "model.onnx"
         path.write_bytes(data)
         return core.read_model(path)
+
+
+def _refuse_unchecked_places(graph: ov.Model, variant: Variant) -> None:
+    """Raise ConfigError where a request could have memory read or written that is not the graph's."""
+    given: dict[str, bool] = {}
+    """By node: does a value of an input reach it? Operators come in order, what they need first."""
+    for node in graph.get_ordered_ops():
+        kind, name = node.get_type_name(), node.get_friendly_name()
+        sources = [given[port.get_source_output().get_node().get_friendly_name()] for port in node.inputs()]
+        given[name] = kind == "Parameter" or (any(sources) and kind != "ShapeOf")
+        if kind.startswith(_UNCHECKED) and sources[1]:
+            raise ConfigError(
+                f"variant {variant.name} looks up places that a request names with {kind} ({name}), and OpenVINO does "
+                "not check them; use runtime onnxruntime"
+            )
 
 
 def _fits(array: NDArray[np.generic]) -> bool:

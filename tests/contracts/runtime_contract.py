@@ -21,7 +21,8 @@ from torch import nn
 from cluster.artifacts import ArtifactStore
 from cluster.errors import ArtifactError, ChecksumMismatch, ConfigError, InferenceFailed, InvalidRequest
 from cluster.runtimes import Runtime, RuntimeConfig, load_runtime
-from cluster.runtimes.base import RuntimeName
+from cluster.runtimes.base import RuntimeName, Tensors
+from cluster.runtimes.streams import StreamedRuntime
 from cluster.variants import TensorSpec, Variant
 from train_jobs import datasets
 from train_jobs.export import INPUT, output_spec
@@ -85,12 +86,20 @@ def eager(model: nn.Module, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         return model(torch.from_numpy(pictures)).numpy().copy()
 
 
+def lanes_of(runtime: Runtime) -> list[Any]:
+    """The loaded copies inside: as many as it has streams, each of its own class."""
+    lanes = list(runtime._lanes) if isinstance(runtime, StreamedRuntime) else [runtime]
+    assert len(lanes) == runtime.config.streams
+    return lanes
+
+
 class RuntimeContract:
-    """Inherit, set the three facts, and give the two exporters."""
+    """Inherit, set the facts, and give the two exporters."""
 
     runtime: ClassVar[RuntimeName]
     format: ClassVar[str]
     file: ClassVar[str]
+    streams: ClassVar[int] = 1
 
     def export_model(self, model: nn.Module) -> bytes:
         """The trained model's graph, as train_jobs makes it."""
@@ -100,9 +109,18 @@ class RuntimeContract:
         """Any module from `x` to `y`, its first dimension free."""
         raise NotImplementedError
 
-    def threads_of(self, runtime: Runtime) -> int:
-        """How many threads the executor itself says it uses, asked in the thread that has just inferred."""
+    def threads_of(self, runtime: Runtime) -> set[int]:
+        """How many threads each lane's executor itself says it uses, asked in the thread that has just inferred."""
         raise NotImplementedError
+
+    def config(self, **fields: int) -> RuntimeConfig:
+        return RuntimeConfig(name=self.runtime, streams=self.streams, **fields)
+
+    def failing(self, store: ArtifactStore) -> tuple[Runtime, Tensors, Tensors, NDArray[np.generic]]:
+        """A runtime, inputs on which its executor fails, others on which it does not, and the right answer to those."""
+        runtime = self.loaded_module(store, Embedding(), PLACES)
+        bad, good = np.array([1, 99], dtype=np.int64), np.array([0, 9], dtype=np.int64)
+        return runtime, {"x": bad}, {"x": good}, np.array([[0, 1, 2, 3], [36, 37, 38, 39]])
 
     # Fixtures
 
@@ -116,7 +134,7 @@ class RuntimeContract:
 
     @pytest.fixture
     def loaded(self, store: ArtifactStore, variant: Variant) -> Iterator[Runtime]:
-        runtime = load_runtime(store, variant, RuntimeConfig(name=self.runtime))
+        runtime = load_runtime(store, variant, self.config())
         yield runtime
         runtime.close()
 
@@ -130,7 +148,7 @@ class RuntimeContract:
     def loaded_module(self, store: ArtifactStore, module: nn.Module, spec: TensorSpec = ROWS) -> Runtime:
         example = torch.ones(2, 4) if spec is ROWS else torch.ones(2, dtype=torch.int64)
         variant = self.stored(store, self.export_module(module, example), spec, SUMS)
-        return load_runtime(store, variant, RuntimeConfig(name=self.runtime))
+        return load_runtime(store, variant, self.config())
 
     # Answers
 
@@ -161,7 +179,7 @@ class RuntimeContract:
 
     def test_says_who_it_is(self, loaded: Runtime) -> None:
         assert loaded.name == self.runtime
-        assert loaded.config == RuntimeConfig(name=self.runtime)
+        assert loaded.config == self.config()
 
     # Ownership
 
@@ -214,12 +232,11 @@ class RuntimeContract:
         np.testing.assert_allclose(loaded.infer({"image": pictures[:2]})["logits"], eager[:2], atol=1e-4)
 
     def test_a_failing_executor_is_our_error_and_leaves_it_usable(self, store: ArtifactStore) -> None:
-        runtime = self.loaded_module(store, Embedding(), PLACES)
+        runtime, bad, good, answer = self.failing(store)
         for _ in range(3):
             with pytest.raises(InferenceFailed, match="failed"):
-                runtime.infer({"x": np.array([1, 99], dtype=np.int64)})
-            answer = runtime.infer({"x": np.array([0, 9], dtype=np.int64)})["y"]
-            np.testing.assert_array_equal(answer, [[0, 1, 2, 3], [36, 37, 38, 39]])
+                runtime.infer(bad)
+            np.testing.assert_array_equal(runtime.infer(good)["y"], answer)
 
     def test_close_twice_then_use(self, loaded: Runtime, pictures: NDArray[np.uint8]) -> None:
         loaded.close()
@@ -236,29 +253,29 @@ class RuntimeContract:
         blob = next(path for path in tmp_path.glob("objects/*/*") if path.name == variant.files[0].sha256)
         blob.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         with pytest.raises(ChecksumMismatch, match="make the variant again"):
-            load_runtime(copy, variant, RuntimeConfig(name=self.runtime))
+            load_runtime(copy, variant, self.config())
 
     def test_another_format_is_refused(self, store: ArtifactStore, variant: Variant) -> None:
-        other: RuntimeName = "torch" if self.runtime == "onnxruntime" else "onnxruntime"
-        with pytest.raises(ConfigError, match=rf"use \['{self.runtime}'\]"):
+        other: RuntimeName = "torch" if self.format == "onnx" else "openvino"
+        with pytest.raises(ConfigError, match=rf"use \[.*'{self.runtime}'.*\]"):
             load_runtime(store, variant, RuntimeConfig(name=other))
 
     @pytest.mark.parametrize("content", [b"", b"no graph at all", b"\x08" * 100])
     def test_bytes_that_are_no_graph_are_refused(self, store: ArtifactStore, content: bytes) -> None:
         variant = self.stored(store, content, ROWS, SUMS)
         with pytest.raises(ArtifactError):
-            load_runtime(store, variant, RuntimeConfig(name=self.runtime))
+            load_runtime(store, variant, self.config())
 
     def test_a_manifest_of_another_graph_is_refused(self, store: ArtifactStore) -> None:
         graph = self.export_module(Identity(), torch.ones(2, 4))
         more = SUMS.model_copy(update={"name": "z"})
         with pytest.raises(ArtifactError, match="make it again"):
-            load_runtime(store, self.stored(store, graph, ROWS, SUMS, more), RuntimeConfig(name=self.runtime))
+            load_runtime(store, self.stored(store, graph, ROWS, SUMS, more), self.config())
 
     def test_a_variant_without_a_model_file_is_refused(self, store: ArtifactStore, variant: Variant) -> None:
         empty = store.put(variant, {"notes.txt": b"nothing here"})
         with pytest.raises(ArtifactError, match=r"model\.\*"):
-            load_runtime(store, empty, RuntimeConfig(name=self.runtime))
+            load_runtime(store, empty, self.config())
 
     # Threads
 
@@ -275,17 +292,17 @@ class RuntimeContract:
         self, store: ArtifactStore, variant: Variant, pictures: NDArray[np.uint8]
     ) -> None:
         """Also for two runtimes in turn on a thread that has computed before: a replica changes its variant so."""
-        seen: list[int] = []
+        seen: list[set[int]] = []
 
         def infer_in_turn() -> None:
             for threads in (1, 2, 1):
-                runtime = load_runtime(store, variant, RuntimeConfig(name=self.runtime, threads=threads))
+                runtime = load_runtime(store, variant, self.config(threads=threads))
                 runtime.infer({"image": pictures})
                 seen.append(self.threads_of(runtime))
                 runtime.close()
 
-        first = load_runtime(store, variant, RuntimeConfig(name=self.runtime, threads=1))
-        second = load_runtime(store, variant, RuntimeConfig(name=self.runtime, threads=2))
+        first = load_runtime(store, variant, self.config(threads=1))
+        second = load_runtime(store, variant, self.config(threads=2))
 
         def infer_with_both() -> None:
             for runtime in (first, second, first):
@@ -296,4 +313,4 @@ class RuntimeContract:
             thread = threading.Thread(target=work)
             thread.start()
             thread.join()
-        assert seen == [1, 2, 1, 1, 2, 1]
+        assert seen == [{1}, {2}, {1}, {1}, {2}, {1}]

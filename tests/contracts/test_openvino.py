@@ -2,39 +2,97 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
+import numpy as np
+import onnx
+import openvino
+import pytest
+from numpy.typing import NDArray
+from onnx import helper
 
-import torch
-from torch import nn
-
-from cluster.runtimes import Runtime
+from cluster.artifacts import ArtifactStore
+from cluster.errors import ConfigError, InferenceFailed
+from cluster.runtimes import Runtime, load_runtime
+from cluster.runtimes.base import Tensors
 from cluster.runtimes.openvino_runtime import OpenVinoRuntime
-from tests.contracts.runtime_contract import RuntimeContract, eager, model, pictures
-from train_jobs.export import to_onnx
+from cluster.variants import Precision, Variant
+from tests.contracts.onnx_graphs import OnnxContract, constant, floats, graph
+from tests.contracts.runtime_contract import PLACES, ROWS, SUMS, Embedding, eager, lanes_of, model, pictures
+from train_jobs.export import INPUT, output_spec
 
 __all__ = ["eager", "model", "pictures"]  # fixtures
 
 
-class TestOpenVino(RuntimeContract):
+class TestOpenVino(OnnxContract):
     runtime = "openvino"
-    format = "onnx"
-    file = "model.onnx"
 
-    def export_model(self, model: nn.Module) -> bytes:
-        return to_onnx(model)
+    def threads_of(self, runtime: Runtime) -> set[int]:
+        lanes = lanes_of(runtime)
+        assert all(isinstance(lane, OpenVinoRuntime) for lane in lanes)
+        return {int(lane._model.get_property("INFERENCE_NUM_THREADS")) for lane in lanes}
 
-    def export_module(self, module: nn.Module, example: torch.Tensor) -> bytes:
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        with contextlib.redirect_stdout(io.StringIO()):
-            program = torch.onnx.export(
-                module.eval(), (example,), dynamo=True, opset_version=18, verbose=False, input_names=["x"],
-                output_names=["y"], dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            )  # fmt: skip
-        assert program is not None
-        return program.model_proto.SerializeToString()
+    def failing(self, store: ArtifactStore) -> tuple[Runtime, Tensors, Tensors, NDArray[np.generic]]:
+        """A place beyond a table is no failure here, so another graph that has one: it takes three rows (in each lane)
+        and not two."""
+        nodes = [helper.make_node("Add", ["x", "three rows"], ["y"])]
+        data = graph(nodes, [floats("x", None, 4)], [floats("y", None, 4)],
+                     [constant("three rows", np.zeros((3, 4), np.float32))])  # fmt: skip
+        runtime = load_runtime(store, self.stored(store, data, ROWS, SUMS), self.config())
+        good = np.arange(12.0 * self.streams, dtype=np.float32).reshape(-1, 4)
+        return runtime, {"x": good[: 2 * self.streams]}, {"x": good}, good
 
-    def threads_of(self, runtime: Runtime) -> int:
-        assert isinstance(runtime, OpenVinoRuntime)
-        return int(runtime._model.get_property("INFERENCE_NUM_THREADS"))
+    def looked_up(self, store: ArtifactStore, operator: str, *nodes: onnx.NodeProto) -> Runtime:
+        """A table of ten rows whose places come from `nodes`, which make "places" of the input x (-1,)."""
+        table = constant("table", np.arange(40, dtype=np.float32).reshape(10, 4))
+        data = graph(
+            [*nodes, helper.make_node(operator, ["table", "places"], ["y"])],
+            [helper.make_tensor_value_info("x", onnx.TensorProto.INT64, (None,))], [floats("y", None, 4)],
+            [table, constant("first", np.array([[1]])), constant("axes", np.array([1]))],
+        )  # fmt: skip
+        return load_runtime(store, self.stored(store, data, PLACES, SUMS), self.config())
+
+    @pytest.mark.parametrize("place", [10, 99, -11, 2**31 - 1])
+    def test_a_place_beyond_the_table_is_a_row_of_zeros(self, store: ArtifactStore, place: int) -> None:
+        """As the module's docstring says: should OpenVINO learn to refuse it, say so there."""
+        runtime = self.looked_up(store, "Gather", helper.make_node("Identity", ["x"], ["places"]))
+        for _ in range(20):
+            inside = runtime.infer({"x": np.array([2, 3])})["y"]
+            np.testing.assert_array_equal(inside, [[8, 9, 10, 11], [12, 13, 14, 15]])
+            answer = runtime.infer({"x": np.array([1, place])})["y"]
+            np.testing.assert_array_equal(answer, [[4, 5, 6, 7], [0, 0, 0, 0]])
+
+    def test_a_lookup_that_does_not_check_its_places_is_refused(self, store: ArtifactStore) -> None:
+        """It would answer with what lies in memory beyond the table."""
+        with pytest.raises(ConfigError, match=r"GatherND.*does not check them; use runtime onnxruntime"):
+            self.loaded_module(store, Embedding(), PLACES)
+        hidden = [helper.make_node("Mul", ["x", "x"], ["square"]), helper.make_node("Unsqueeze", ["square", "axes"],
+                  ["places"])]  # fmt: skip
+        with pytest.raises(ConfigError, match="GatherND"):
+            self.looked_up(store, "GatherND", *hidden)
+
+    def test_a_lookup_whose_places_no_request_names_is_not(self, store: ArtifactStore) -> None:
+        nodes = [helper.make_node("Shape", ["x"], ["rows"]), helper.make_node("Mul", ["rows", "first"], ["places"])]
+        runtime = self.looked_up(store, "GatherND", *nodes)
+        for rows in (1, 3):
+            answer = runtime.infer({"x": np.full(rows * self.streams, 99)})["y"]
+            np.testing.assert_array_equal(answer, [np.arange(4) + 4 * rows] * self.streams)
+
+    @pytest.mark.parametrize("place", [2**31, 2**32 + 1, -(2**31) - 1])
+    def test_what_does_not_fit_in_32_bits_is_refused_and_not_cut_off(self, store: ArtifactStore, place: int) -> None:
+        runtime = self.looked_up(store, "Gather", helper.make_node("Identity", ["x"], ["places"]))
+        with pytest.raises(InferenceFailed, match=f"failed: input 'x' holds .*{place}.* another runtime"):
+            runtime.infer({"x": np.array([1, place], dtype=np.int64)})
+        np.testing.assert_array_equal(runtime.infer({"x": np.array([1, 0])})["y"], [[4, 5, 6, 7], [0, 1, 2, 3]])
+
+    @pytest.mark.parametrize("precision", ["fp32", "int8", "bf16"])
+    def test_the_manifest_says_what_is_computed_in_and_not_the_machine(
+        self, store: ArtifactStore, variant: Variant, precision: Precision
+    ) -> None:
+        can = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        computes = "bf16" if precision == "bf16" and "BF16" in can else "f32"
+        graph = store.read(variant, self.file)
+        made = variant.model_copy(update={"precision": precision, "inputs": (INPUT,), "outputs": (output_spec(10),)})
+        runtime = load_runtime(store, store.put(made, {self.file: graph}), self.config())
+        for lane in lanes_of(runtime):
+            hint = lane._model.get_property("INFERENCE_PRECISION_HINT")
+            assert hint.get_type_name() == computes
+        runtime.close()

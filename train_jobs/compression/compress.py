@@ -107,7 +107,7 @@ class _Line:
             "preprocessing": model.preprocessing,
             "provenance": model.provenance
             | {
-                "dataset": {"name": dataset.name, "test_sha256": dataset.test_sha256},
+                "dataset": {"name": dataset.name, "spec": dataset.spec, "test_sha256": dataset.test_sha256},
                 "made_on": hardware.fingerprint(),
             },
         }
@@ -121,14 +121,16 @@ class _Line:
         if config.bf16:
             with_bf16 = self._try("bf16", lambda: to_bf16(graph))
             if with_bf16 is not None:
-                self._add("bf16", fp32, (Pass(name="cast_bf16"),), {"model.onnx": with_bf16}, precision="bf16")
+                steps = (Pass(name="cast_bf16"),)
+                self._try("bf16", lambda: self._add("bf16", fp32, steps, {"model.onnx": with_bf16}, precision="bf16"))
         if config.prune is not None:
             self._pruned(root, config.prune, config.int8)
         return self._made
 
     def _trained(self) -> Variant:
         assert self._model.module is not None
-        weights = {name: tensor.contiguous() for name, tensor in self._model.module.state_dict().items()}
+        # Each a copy: weights that a module uses in two places would be refused as sharing memory.
+        weights = {name: tensor.clone().contiguous() for name, tensor in self._model.module.state_dict().items()}
         program = to_torch_archive(self._model.module, self._model.inputs)
         files = {"model.pt2": program, "weights.safetensors": save(weights)}
         return self._add("fp32-torch", None, (Pass(name="train"),), files, format="torch_export", made_for="torch")
@@ -138,9 +140,7 @@ class _Line:
             self._notify("pruned: left out, since fine-tuning needs the torch module and the model is an ONNX file")
             return
         module = self._model.module
-        made = self._try("pruned", lambda: finetune(
-            prune(module, config, inputs=self._model.inputs), self._dataset, config.finetune, notify=self._notify
-        ))  # fmt: skip
+        made = self._try("pruned", lambda: self._finetuned(prune(module, config, inputs=self._model.inputs), config))
         if made is None:
             return
         params = config.model_dump(mode="json", exclude={"finetune"})
@@ -150,8 +150,17 @@ class _Line:
             Pass(name="export_onnx"),
         )
         graph = self._exported(made)
-        pruned = self._add("pruned", root, steps, {"model.onnx": graph})
-        self._int8("pruned-int8", pruned, graph, int8)
+        pruned = self._try("pruned", lambda: self._add("pruned", root, steps, {"model.onnx": graph}))
+        if pruned is not None:
+            self._int8("pruned-int8", pruned, graph, int8)
+
+    def _finetuned(self, pruned: nn.Module, config: PruneConfig) -> nn.Module:
+        try:
+            return finetune(pruned, self._dataset, config.finetune, notify=self._notify)
+        except TrainingFailed:
+            raise
+        except Exception as error:  # somebody's own module is in training mode here, perhaps for the first time
+            raise TrainingFailed(f"the model does not train here ({error!r})"[:400]) from error
 
     def _int8(self, name: str, parent: Variant, graph: bytes, config: QuantizeConfig | None) -> None:
         if config is None:
@@ -160,7 +169,7 @@ class _Line:
         made = self._try(name, lambda: quantize(graph, self._dataset.x_train, config, inputs=self._model.inputs))
         if made is not None:
             step = Pass(name="quantize_static_int8", params=config.model_dump(mode="json"))
-            self._add(name, parent, (step,), {"model.onnx": made}, precision="int8")
+            self._try(name, lambda: self._add(name, parent, (step,), {"model.onnx": made}, precision="int8"))
 
     def _exported(self, module: nn.Module | None) -> bytes:
         if module is None:

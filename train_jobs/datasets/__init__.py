@@ -1,4 +1,4 @@
-"""Spec -> samples in memory: a name that Sluice knows, or the user's own module:function, folder of pictures or .npz."""
+"""Spec -> samples in memory: a name that Sluice knows, or the user's own function, folder of pictures or .npz file."""
 
 from __future__ import annotations
 

@@ -113,8 +113,8 @@ def _read(paths: list[Path], look: Look) -> NDArray[np.uint8]:
         picture = _picture(path)
         if look.size is None and picture.size != size:
             raise ConfigError(
-                f"{path} has {picture.size[0]}x{picture.size[1]} pixels and {paths[0]} {size[0]}x{size[1]}; name one size "
-                f"for all: ?size={size[0]}x{size[1]} after the folder"
+                f"{path} has {picture.size[0]}x{picture.size[1]} pixels and {paths[0]} {size[0]}x{size[1]}; name one "
+                f"size for all: ?size={size[0]}x{size[1]} after the folder"
             )
         if look.mode is None and mode == "L" and picture.mode not in _GRAY:
             raise ConfigError(
@@ -130,8 +130,8 @@ def _room(count: int, size: tuple[int, int], mode: Mode) -> NDArray[np.uint8]:
     needed, free = int(np.prod(shape, dtype=np.int64)), psutil.virtual_memory().available
     if needed > free // 2:
         raise ConfigError(
-            f"{count:,} pictures of {size[0]}x{size[1]} are {needed >> 20:,} MiB and {free >> 20:,} MiB of memory are free; "
-            "take fewer, or smaller ones: ?size=64x64"
+            f"{count:,} pictures of {size[0]}x{size[1]} are {needed >> 20:,} MiB, and {free >> 20:,} MiB of memory are "
+            "free; take fewer, or smaller ones: ?size=64x64"
         )
     return np.empty(shape, dtype=np.uint8)
 

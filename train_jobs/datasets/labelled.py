@@ -18,7 +18,7 @@ Array = NDArray[np.generic]
 Notify = Callable[[str], None]
 PARTS = ("x_train", "y_train", "x_test", "y_test")
 _TELLING = 600
-"""On fewer test samples than about this, not even a variant that errs nowhere can be told from one half a point below."""
+"""On fewer test samples than about this, one more error than the trained model is too many to promise half a point."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ def of_arrays(
     labels = _labels(given.get("labels"), parts, source)
     order = np.random.default_rng(0).permutation(len(parts["y_train"]))
     dataset = LabelledDataset(
-        name=name, source=source, spec=spec, labels=labels, x_train=parts["x_train"][order],
-        y_train=parts["y_train"][order], x_test=np.ascontiguousarray(parts["x_test"]), y_test=parts["y_test"],
+        name=name, source=source, spec=spec, labels=labels, y_test=parts["y_test"],
+        y_train=parts["y_train"][order], x_train=np.ascontiguousarray(parts["x_train"][order]),
+        x_test=np.ascontiguousarray(parts["x_test"]),
     )  # fmt: skip
     if notify is not None and len(dataset.y_test) < _TELLING:
         notify(
@@ -74,8 +75,8 @@ def _parts(given: Mapping[str, Any], source: str, notify: Notify) -> dict[str, A
     if not given.keys() >= set(PARTS):
         if not given.keys() >= {"x", "y"}:
             raise ConfigError(
-                f"{source} holds {', '.join(sorted(map(str, given))) or 'nothing'}; give {', '.join(PARTS)}, or x and y "
-                "to be split, and labels if the classes have names"
+                f"{source} holds {', '.join(sorted(map(str, given))) or 'nothing'}; give {', '.join(PARTS)}, or x and "
+                "y to be split, and labels if the classes have names"
             )
         x, y = _checked(given["x"], given["y"], ("x", "y"), source)
         train, test = stratified(y)
@@ -139,7 +140,7 @@ def _check_samples(x: Array, what: str) -> None:
         raise ConfigError(f"{what} holds no samples, and {why}")
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         bad = int(np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0])
-        raise ConfigError(f"{what} holds NaN or infinity, first in sample {bad}; leave such samples out or fill them in")
+        raise ConfigError(f"{what} holds NaN or infinity, first in sample {bad}; leave such samples out or fill in")
 
 
 def _labels(given: Any, parts: dict[str, Any], source: str) -> tuple[str, ...]:

@@ -112,7 +112,8 @@ def _caveats(report: Report) -> list[str]:
     said = _of_study(report) if report.comparison is None else _of_comparison(report.comparison)
     failed = sum(trial.error is not None for trial in report.study.trials)
     if failed:
-        said.append(f"{failed} of {len(report.study.trials)} trials could not be measured; the list of trials says why.")
+        trials = len(report.study.trials)
+        said.append(f"{failed} of {trials} trials could not be measured; the list of trials says why.")
     return [*said, *report.notes]
 
 

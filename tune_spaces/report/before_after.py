@@ -98,7 +98,8 @@ def _slo_line(before: Figures, after: Figures, label: str) -> Line:
     old, new = before.slo_rate.get(label), after.slo_rate.get(label)
     low, high = before.slo_rate_is_a_floor.get(label, False), after.slo_rate_is_a_floor.get(label, False)
     what = f"SLO rate (p99 within {label})"
-    return Line("slo_rate", what, rate(old, at_least=low), rate(new, at_least=high), _bounded_ratio(old, new, low, high))
+    gain = _bounded_ratio(old, new, low, high)
+    return Line("slo_rate", what, rate(old, at_least=low), rate(new, at_least=high), gain)
 
 
 def _max(figures: Figures) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from tune_spaces.report.answer import answer
+from tune_spaces.report.batch import knees
 from tune_spaces.report.before_after import BEFORE_AFTER_HEADERS, before_after_rows, sides
 from tune_spaces.report.lineage import lines, tree
 from tune_spaces.report.report import Report
@@ -18,17 +20,16 @@ from tune_spaces.report.study_rows import (
     trial_rows,
 )
 from tune_spaces.report.summary import PROFILE_HEADERS, VARIANT_HEADERS, profile_rows, variant_rows
-from tune_spaces.report.words import VERDICTS, passes_text
+from tune_spaces.report.words import VERDICTS, passes_text, sentence
 
-_SPECIAL = str.maketrans(
-    {"\\": "\\\\", "`": "\\`", "*": "\\*", "_": "\\_", "[": "\\[", "]": "\\]", "|": "\\|", "<": "&lt;", ">": "&gt;",
-     "&": "&amp;", "\n": " ", "\r": " "}
-)  # fmt: skip
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "})
+_MARKS = re.compile(r"[\\`*|~]|(?<!\w)_|_(?!\w)|\](?=[(:\[])")
+"""What Markdown takes for markup; an underscore inside a word and a bracket that opens no link are read as they are."""
 
 
 def text(words: str) -> str:
     """As it stands: what a model or an error is called is neither Markdown nor HTML."""
-    return words.translate(_SPECIAL)
+    return _MARKS.sub(r"\\\g<0>", words).translate(_ENTITIES)
 
 
 def code(command: str) -> str:
@@ -70,12 +71,6 @@ def _answer(report: Report) -> list[str]:
 
 def _search(report: Report) -> list[str]:
     profiles = [profile for curve in report.curves for profile in curve.points]
-    knees = [
-        f"{name}: from batch {curve.knee.batch_size} on larger batches pay little ({curve.knee.throughput_rps:,.0f} "
-        "samples/s)"
-        for curve in report.curves
-        for name in [f"{_name(report, curve.variant_id)} on {curve.runtime}"]
-    ]
     predicted = prediction_rows(report.plan.predicted, report.plan.measured)
     return [
         "## Which configurations are worth having?",
@@ -83,17 +78,13 @@ def _search(report: Report) -> list[str]:
         table(OUTCOME_HEADERS, outcome_rows(report)),
         "## How large should a batch be?",
         table(PROFILE_HEADERS, profile_rows(profiles, report.variants)),
-        _bullets(knees),
+        _bullets(knees(report)),
         "## How was it found?",
-        text(report.plan.made_by) + ".",
+        text(sentence(report.plan.made_by)),
         table(TRIAL_HEADERS, trial_rows(report.study)),
         "### Did the prediction hold?" if predicted else "",
         table(PREDICTION_HEADERS, predicted) if predicted else "",
     ]
-
-
-def _name(report: Report, variant_id: str) -> str:
-    return next((v.name for v in report.variants if v.id == variant_id), variant_id)
 
 
 def _lineage(report: Report) -> list[str]:

@@ -106,7 +106,8 @@ def read(path: Path) -> Report:
             raise ValueError(f"report_version {data.get('report_version')}, not {REPORT_VERSION}")
         return _report(data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is no report.json of this version ({error}); measure again with `sluice tune`") from error
+        told = f"{path} is no report.json of this version ({error}); measure again with `sluice tune`"
+        raise ConfigError(told) from error
 
 
 def write(report: Report, folder: Path) -> Path:
@@ -165,7 +166,7 @@ def _without(data: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {str(key): _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

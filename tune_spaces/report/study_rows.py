@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.control.planner import holds, score
+from cluster.plans import Configuration
 from cluster.slo import Slo
 from cluster.studies import Outcome, Study, Trial
 from tune_spaces.pareto import pareto
+from tune_spaces.report.before_after import is_a_floor
 from tune_spaces.report.report import Report
-from tune_spaces.report.words import cost, count, duration, mib, ms, rate
+from tune_spaces.report.words import cost, count, duration, mib, ms, rate, short_names
 
 OUTCOME_HEADERS = ("configuration", "SLO rate", "max rate", "p50", "p99", "accuracy", "CPU per million", "memory",
                    "trials", "")  # fmt: skip
 TRIAL_HEADERS = ("trial", "asked for by", "configuration", "SLO rate", "max rate", "p99", "in time", "best so far",
-                 "took")  # fmt: skip
+                 "took", "")  # fmt: skip
 PREDICTION_HEADERS = ("", "predicted", "measured", "measured/predicted")
 ORIGINS: Mapping[str, str] = {
     "baseline": "baseline",
@@ -46,7 +49,7 @@ class Step:
 
 def outcome_rows(report: Report) -> list[tuple[str, ...]]:
     """A row for each configuration, best first by SLO rate; the last cell says what it is."""
-    outcomes = report.study.outcomes()
+    outcomes, names = report.study.outcomes(), short_names(report.study.header.variants)
     unbeaten = {o.configuration.key for o in pareto(outcomes)}
     baseline = report.baseline.configuration.key if report.baseline else None
 
@@ -57,24 +60,32 @@ def outcome_rows(report: Report) -> list[tuple[str, ...]]:
 
     return [
         (
-            str(o.configuration), rate(o.slo_rate_rps), rate(o.max_rate_rps), ms(o.latency_p50_s), ms(o.latency_p99_s),
-            f"{o.accuracy:.4f}", cost(o.core_s_per_million), mib(o.memory_bytes), str(o.trials), role(o),
+            _said(o.configuration, names), rate(o.slo_rate_rps, at_least=is_a_floor(report, o)), rate(o.max_rate_rps),
+            ms(o.latency_p50_s), ms(o.latency_p99_s), f"{o.accuracy:.4f}", cost(o.core_s_per_million),
+            mib(o.memory_bytes), str(o.trials), role(o),
         )
         for o in sorted(outcomes, key=lambda o: (-(o.slo_rate_rps or 0.0), -o.max_rate_rps))
     ]  # fmt: skip
 
 
-def objective_of(outcome: Outcome, slo: Slo) -> float:
-    """What the objective compares, as people read it: req/s, ms, or core-seconds per million answers."""
+def _said(configuration: Configuration, names: Mapping[str, str]) -> str:
+    """By the variant's short name: a table says its folder once, if at all."""
+    return str(configuration.model_copy(update={"variant_name": names[configuration.variant_id]}))
+
+
+def objective_of(outcome: Outcome, slo: Slo) -> float | None:
+    """What the objective compares, as people read it: req/s, ms, or core-seconds per million answers; None where over
+    1% failed, or nothing was answered."""
     worth = score(outcome, slo)
-    return {"max_rate": worth, "min_latency": -worth * 1e3, "min_cost": -worth}[slo.objective]
+    value = {"max_rate": worth, "min_latency": -worth * 1e3, "min_cost": -worth}[slo.objective]
+    return value if math.isfinite(value) else None
 
 
 def objective_axis(slo: Slo) -> str:
     return {
         "max_rate": f"SLO rate, req/s with p99 within {slo.latency_p99_ms:g} ms",
-        "min_latency": "p99 at the SLO's load, ms",
-        "min_cost": "core-seconds per million answers",
+        "min_latency": "P99 at the SLO's load, ms",
+        "min_cost": "Core-seconds per million answers",
     }[slo.objective]
 
 
@@ -95,19 +106,21 @@ def steps(study: Study) -> list[Step]:
 
 
 def trial_rows(study: Study) -> list[tuple[str, ...]]:
-    """A row for each trial, in order; what could not be measured says why."""
+    """A row for each trial, in order; the last cell says why it could not be measured, or that it took the lead."""
     unit = {"max_rate": " req/s", "min_latency": " ms", "min_cost": " core-s"}[study.header.slo.objective]
+    names = short_names(study.header.variants)
     rows: list[tuple[str, ...]] = []
     for step in steps(study):
         trial, figures = step.trial, step.trial.figures
-        head = (str(trial.number), ORIGINS[trial.origin], str(trial.configuration))
+        head = (str(trial.number), ORIGINS[trial.origin], _said(trial.configuration, names))
         best = "" if step.best is None else f"{count(step.best)}{unit}"
         if figures is None:
-            rows.append((*head, f"failed: {trial.error}", "", "", "", best, duration(trial.took_s)))
+            rows.append((*head, "failed", "", "", "", best, duration(trial.took_s), trial.error or ""))
             continue
         slo_rate = rate(figures.slo_rate_rps, at_least=figures.slo_rate_is_a_floor)
+        note = "new best" if step.improved else ""
         rows.append((*head, slo_rate, rate(figures.max_rate_rps), ms(figures.latency_p99_s),
-                     f"{figures.attainment:.2%}", best, duration(trial.took_s)))  # fmt: skip
+                     f"{figures.attainment:.2%}", best, duration(trial.took_s), note))  # fmt: skip
     return rows
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cluster.stats import Verdict
 from cluster.variants import Accuracy, Difference, Variant
@@ -74,7 +74,27 @@ def passes_text(variant: Variant) -> str:
 
 
 def cores_text(cpus: Sequence[int] | None) -> str:
-    return f"core {cpus[0]}" if cpus and len(cpus) == 1 else f"cores {', '.join(map(str, cpus))}" if cpus else "any core"
+    if not cpus:
+        return "any core"
+    return f"{'core' if len(cpus) == 1 else 'cores'} {numbers_text(cpus)}"
+
+
+def numbers_text(numbers: Iterable[int]) -> str:
+    """1, 3 to 8"""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(
+        f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs
+    )
+
+
+def sentence(words: str) -> str:
+    """With a capital and a full stop."""
+    return f"{words[:1].upper()}{words[1:].removesuffix('.')}."
 
 
 def short_names(names: Mapping[str, str]) -> dict[str, str]:

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifacts import ArtifactStore
-from cluster.errors import RefConflict
+from cluster.errors import ConfigError, RefConflict, VariantNotFound
+from cluster.garbage import collect
+from cluster.releases import Releases
 from cluster.variants import Accuracy, Pass, TensorSpec, Variant
 
 
@@ -107,7 +109,96 @@ def read(root: Path, until: Path) -> dict[str, int]:
     return {"read": read_count}
 
 
-ROLES: dict[str, Callable[..., dict[str, Any]]] = {"kill": kill, "count": count, "write": write, "read": read}
+def put_and_collect(root: Path, times: int, seed: int) -> dict[str, Any]:
+    """Put variants whose bytes others put and collect too, and name half of them; whoever is named must stay whole."""
+    store, rng, lost = ArtifactStore(root), random.Random(seed), list[str]()
+    for number in range(times):
+        shared = {"model.onnx": str(rng.randrange(4)).encode() * 20_000}
+        stored = store.put(variant("v", number=number, seed=seed), shared)
+        try:
+            store.set_ref(f"own/{seed}/{number % 5}", stored.id)
+        except VariantNotFound:
+            continue  # collected before it was named
+        for entry in store.get(f"own/{seed}/{number % 5}").files:
+            if len(store.read(stored, entry.path)) != 20_000:
+                lost.append(stored.id)
+    return {"lost": lost}
+
+
+def collect_often(root: Path, until: Path) -> dict[str, int]:
+    """Collect over and over, and take nothing for too young, until the file `until` exists."""
+    store, removed = ArtifactStore(root), 0
+    while not until.exists():
+        removed += len(collect(store, young_s=-1.0).variants)
+    return {"removed": removed}
+
+
+def _move_forever(store: ArtifactStore, ids: list[str], rng: random.Random) -> None:
+    releases = Releases(store)
+    while True:
+        try:
+            match rng.randrange(4):
+                case 0:
+                    releases.rollback("m")
+                case 1:
+                    releases.undo("m", releases.promote("m", rng.choice(ids)))
+                case _:
+                    releases.promote("m", rng.choice(ids))
+        except (ConfigError, RefConflict):
+            pass
+
+
+def kill_releases(root: Path, rounds: int, seed: int) -> dict[str, Any]:
+    """Kill who moves the active version at a random moment, look, and move it oneself, again and again."""
+    rng = random.Random(seed)
+    store = ArtifactStore(root)
+    ids = [store.put(variant("v", number=number), {"model.onnx": b"x"}).id for number in range(6)]
+    releases, problems, mine, moved = Releases(store), list[str](), "", 0
+    for number in range(rounds):
+        pid = os.fork()
+        if pid == 0:
+            _move_forever(store, ids, random.Random(number))
+        time.sleep(rng.uniform(0.0, 0.06))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        active, past = releases.active("m"), releases.history("m")
+        if active is not None and past[-1].variant_id != active:
+            problems.append(f"round {number}: active is {active}, the history ends with {past[-1]}")
+        moved += active != mine
+        mine = rng.choice([each for each in ids if each != active])
+        releases.promote("m", mine)
+        if releases.active("m") != mine or (active is not None and releases.target("m").variant_id != active):
+            problems.append(f"round {number}: {active} -> {mine} is not what the history says")
+    return {"problems": problems + store.verify(), "moved": moved}
+
+
+def promote(root: Path, times: int, seed: int) -> dict[str, Any]:
+    """Promote `times` times, each time only if nobody else did since one looked."""
+    store = ArtifactStore(root)
+    releases, rng, won, lost = Releases(store), random.Random(seed), list[tuple[int, str]](), 0
+    ids = [each.id for each in store.list()]
+    while len(won) < times:
+        now = releases.active("m")
+        try:
+            release = releases.promote("m", rng.choice([each for each in ids if each != now]), expected=now)
+            won.append((release.number, release.variant_id))
+        except RefConflict:
+            lost += 1
+    return {"won": won, "lost": lost}
+
+
+def turns(root: Path, times: int, counter: Path) -> dict[str, int]:
+    """Read and write a file that nothing but the turn protects."""
+    for _ in range(times):
+        with Releases(ArtifactStore(root)).turn("m"):
+            counter.write_text(str(int(counter.read_text()) + 1))
+    return {"raised": times}
+
+
+ROLES: dict[str, Callable[..., dict[str, Any]]] = {
+    "kill": kill, "count": count, "write": write, "read": read, "kill_releases": kill_releases, "promote": promote,
+    "turns": turns, "put_and_collect": put_and_collect, "collect": collect_often,
+}  # fmt: skip
 
 if __name__ == "__main__":
     role, root, *rest = sys.argv[1:]

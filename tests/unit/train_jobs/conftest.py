@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from cluster.artifacts import ArtifactStore
+from cluster.variants import Variant
+from tests.unit.train_jobs.users import Project
 from train_jobs import datasets, recipes
+from train_jobs.compression.compress import CompressConfig, build_variants, of_run
+from train_jobs.compression.finetune import FinetuneConfig
+from train_jobs.compression.prune import PruneConfig
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset
 from train_jobs.loop import TrainResult, train
@@ -39,3 +47,36 @@ def quick_config() -> TrainConfig:
 def trained(quick_config: TrainConfig, digits: LabelledDataset) -> TrainResult:
     """A classifier of the digits that gets about nineteen of twenty right, made in two seconds."""
     return train(quick_config, digits)
+
+
+@dataclass(frozen=True)
+class Built:
+    """All variants of the trained classifier by the last part of their names, and what was told meanwhile."""
+
+    store: ArtifactStore
+    variants: dict[str, Variant]
+    told: list[str]
+
+
+COMPRESS = CompressConfig(prune=PruneConfig(finetune=FinetuneConfig(epochs=2)))
+
+
+@pytest.fixture(scope="session")
+def built(
+    trained: TrainResult, quick_config: TrainConfig, digits: LabelledDataset, tmp_path_factory: pytest.TempPathFactory
+) -> Built:
+    """Read only: shared by all tests."""
+    store, told = ArtifactStore(tmp_path_factory.mktemp("store")), list[str]()
+    made = build_variants(store, of_run(trained.model, quick_config, digits), digits, COMPRESS, notify=told.append)
+    return Built(store, {variant.name.rsplit("/", 1)[-1]: variant for variant in made}, told)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """The current folder is the user's."""
+    folder = tmp_path.resolve() / "users"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    written = Project(folder)
+    yield written
+    written.forget()

@@ -1,169 +1,152 @@
-"""Variants end to end on real digits: complete manifests, and accuracies that an independent count confirms."""
+"""Accuracies that an independent count confirms, in every runtime, against the parent and against the trained model."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import onnxruntime as ort
+import openvino as ov
 import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.stats import beta
 
+from cluster import stats
 from cluster.artifacts import ArtifactStore
-from cluster.errors import ConfigError
+from cluster.errors import InvalidRequest
+from cluster.runtimes import RuntimeConfig, runtimes_for
+from cluster.slo import AccuracyFloor
 from cluster.variants import Variant
-from train_jobs.compression.quantize import QuantizeConfig, quantize
-from train_jobs.config import TrainConfig
+from tests.unit.train_jobs.conftest import Built
 from train_jobs.datasets import LabelledDataset
-from train_jobs.evaluate import build_variants, judge
+from train_jobs.evaluate import Bench, correct_flags, measured
 from train_jobs.loop import TrainResult, correct
 
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
-    return ArtifactStore(tmp_path_factory.mktemp("store"))
+Flags = NDArray[np.bool_]
+Logits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
-@pytest.fixture(scope="module")
-def told() -> list[str]:
-    return []
+def by_onnxruntime(graph: bytes) -> Logits:
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return lambda pictures: session.run(None, {"image": pictures})[0]  # type: ignore[no-any-return]
 
 
-@pytest.fixture(scope="module")
-def variants(
-    store: ArtifactStore, told: list[str], trained: TrainResult, quick_config: TrainConfig, digits: LabelledDataset
-) -> list[Variant]:
-    return build_variants(store, trained.model, quick_config, digits, notify=told.append)
+def by_openvino(graph: bytes) -> Logits:
+    core = ov.Core()
+    model = core.compile_model(core.read_model(model=graph, weights=b""), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda pictures: model(pictures)[0]  # type: ignore[no-any-return]
 
 
-def test_the_lineage_runs_from_the_torch_program_over_onnx_to_int8(variants: list[Variant]) -> None:
-    eager, fp32, int8 = variants
-    assert [v.name for v in variants] == ["cnn_digits/fp32-torch", "cnn_digits/fp32", "cnn_digits/int8"]
-    assert [v.format for v in variants] == ["torch_export", "onnx", "onnx"]
-    assert (eager.parent_id, fp32.parent_id, int8.parent_id) == (None, eager.id, fp32.id)
-    assert [step.name for v in variants for step in v.passes] == ["train", "export_onnx", "quantize_static_int8"]
-    assert int8.passes[0].params == QuantizeConfig().model_dump(mode="json")
-    assert int8.passes[0].params["per_channel"] is True
+COUNTERS = {"onnxruntime": by_onnxruntime, "openvino": by_openvino}
 
 
-def test_every_manifest_says_what_goes_in_and_out_and_how_it_is_prepared(
-    variants: list[Variant], quick_config: TrainConfig, digits: LabelledDataset
-) -> None:
-    for variant in variants:
-        (entry,), (result,) = variant.inputs, variant.outputs
-        assert (entry.name, entry.datatype, entry.shape) == ("image", "UINT8", (-1, 1, 28, 28))
-        assert (result.name, result.datatype, result.shape) == ("logits", "FP32", (-1, 10))
-        assert variant.labels == tuple("0123456789")
-        assert variant.preprocessing.startswith("uint8 0..255 -> (x / 255 - 0.3")
-        assert "inside the graph" in variant.preprocessing
-        assert TrainConfig.model_validate(variant.provenance["config"]) == quick_config
-        assert variant.provenance["dataset"] == {"name": "digits", "test_sha256": digits.test_sha256}
-        assert variant.provenance["made_on"]["libraries"]["torch"] == torch.__version__.split("+")[0]
+def recounted(built: Built, name: str, runtime: str, digits: LabelledDataset) -> Flags:
+    """Right or wrong, one picture at a time, by the executor itself."""
+    logits = COUNTERS[runtime](built.store.read(built.variants[name], "model.onnx"))
+    found = [int(np.argmax(logits(picture[None]))) for picture in digits.x_test]
+    return np.asarray(np.asarray(found) == digits.y_test)
 
 
-def test_the_store_gives_each_back_by_name_with_verified_bytes(store: ArtifactStore, variants: list[Variant]) -> None:
-    for variant in variants:
-        assert store.get(variant.name) == variant
-        assert len(variant.files) == (2 if variant.format == "torch_export" else 1)
-        for file in variant.files:
-            assert len(store.read(variant, file.path)) == file.size_bytes > 0
-    assert store.verify() == []
-    assert len(store.list()) == 3
-    assert variants[2].size_bytes < 0.4 * variants[1].size_bytes
+def test_every_variant_is_measured_in_every_runtime_that_executes_it(built: Built) -> None:
+    for name, variant in built.variants.items():
+        runtimes = [accuracy.runtime for accuracy in variant.accuracies]
+        assert set(runtimes) == set(runtimes_for(variant.format))
+        assert runtimes[0] == ("torch" if name == "fp32-torch" else "onnxruntime"), "what it was made for comes first"
+        assert len(set(runtimes)) == len(runtimes)
 
 
-def recounted(store: ArtifactStore, variant: Variant, digits: LabelledDataset) -> NDArray[np.bool_]:
-    """Right or wrong, one picture at a time, by ONNX Runtime itself."""
-    session = ort.InferenceSession(store.read(variant, "model.onnx"), providers=["CPUExecutionProvider"])
-    found = [int(np.argmax(session.run(None, {"image": picture[None]})[0])) for picture in digits.x_test]
-    return np.asarray(found) == digits.y_test
-
-
-def test_the_accuracy_is_what_an_independent_count_finds(
-    store: ArtifactStore, variants: list[Variant], trained: TrainResult, digits: LabelledDataset
+def test_the_trained_module_s_accuracy_is_the_module_s(
+    built: Built, trained: TrainResult, digits: LabelledDataset
 ) -> None:
     by_hand = correct(trained.model, torch.from_numpy(digits.x_test), torch.from_numpy(digits.y_test))
-    counts = [by_hand, *(int(recounted(store, v, digits).sum()) for v in variants[1:])]
-    for variant, count in zip(variants, counts, strict=True):
-        accuracy = variant.accuracy
-        assert accuracy is not None
-        assert (accuracy.correct, accuracy.total, accuracy.value) == (count, 450, count / 450)
-        low, high = beta.ppf([0.025, 0.975], count + 0.5, 450 - count + 0.5)
-        assert accuracy.interval == pytest.approx((low, high))
-        assert (accuracy.dataset, accuracy.metric, accuracy.confidence) == ("digits", "accuracy", 0.95)
-    assert [v.accuracy.runtime for v in variants if v.accuracy] == ["torch", "onnxruntime", "onnxruntime"]
+    (accuracy,) = built.variants["fp32-torch"].accuracies
+    assert (accuracy.correct, accuracy.total, accuracy.value) == (by_hand, 450, by_hand / 450)
+    assert (accuracy.to_parent, accuracy.to_root) == (None, None), "there is nothing to compare it with"
 
 
-def test_int8_is_compared_with_its_parent_on_the_same_pictures(
-    store: ArtifactStore, variants: list[Variant], digits: LabelledDataset
+@pytest.mark.parametrize("runtime", sorted(COUNTERS))
+@pytest.mark.parametrize("name", ["fp32", "int8", "pruned-int8"])
+def test_the_accuracy_is_what_an_independent_count_finds(
+    built: Built, digits: LabelledDataset, name: str, runtime: str
 ) -> None:
-    eager, fp32, int8 = (v.accuracy for v in variants)
-    assert eager is not None
-    assert fp32 is not None
-    assert int8 is not None
-    assert (eager.delta, eager.verdict) == (None, None), "the first of the line has nothing to be compared with"
-    assert fp32.delta == 0.0, "ONNX computes what torch computes"
-    parent, child = recounted(store, variants[1], digits), recounted(store, variants[2], digits)
-    assert int8.delta == pytest.approx(child.mean() - parent.mean())
-    assert int8.delta_interval is not None
-    assert int8.delta_interval[0] <= int8.delta <= int8.delta_interval[1]
-    drops = [parent[digits.y_test == c].mean() - child[digits.y_test == c].mean() for c in range(10)]
-    assert int8.worst_class_drop == pytest.approx(max(drops))
-    assert int8.verdict in ("holds", "unclear", "fails")
+    accuracy = built.variants[name].accuracy_in(runtime)
+    assert accuracy is not None
+    count = int(recounted(built, name, runtime, digits).sum())
+    assert (accuracy.correct, accuracy.total, accuracy.value) == (count, 450, count / 450)
+    low, high = beta.ppf([0.025, 0.975], count + 0.5, 450 - count + 0.5)
+    assert accuracy.interval == pytest.approx((low, high))
+    assert (accuracy.dataset, accuracy.metric, accuracy.confidence) == ("digits", "accuracy", 0.95)
 
 
-def test_int8_is_calibrated_on_training_pictures_and_never_on_the_test_set(
-    store: ArtifactStore, variants: list[Variant], digits: LabelledDataset
+def drop(digits: LabelledDataset, other: Flags, child: Flags) -> float:
+    return max(float(other[digits.y_test == c].mean() - child[digits.y_test == c].mean()) for c in range(10))
+
+
+@pytest.mark.parametrize("runtime", sorted(COUNTERS))
+def test_a_grandchild_is_compared_with_its_parent_and_with_the_trained_model_on_the_same_pictures(
+    built: Built, trained: TrainResult, digits: LabelledDataset, runtime: str
 ) -> None:
-    graph = store.read(variants[1], "model.onnx")
-    on_train, on_test = (
-        quantize(graph, pictures, QuantizeConfig(), input_name="image", shape=(-1, 1, 28, 28))
-        for pictures in (digits.x_train, digits.x_test)
-    )
-    assert store.read(variants[2], "model.onnx") == on_train != on_test
+    """Others are measured where they were made for; the variant itself in each of its runtimes."""
+    accuracy = built.variants["pruned-int8"].accuracy_in(runtime)
+    assert accuracy is not None
+    child = recounted(built, "pruned-int8", runtime, digits)
+    parent = recounted(built, "pruned", "onnxruntime", digits)
+    with torch.inference_mode():
+        root = trained.model(torch.from_numpy(digits.x_test)).argmax(1).numpy() == digits.y_test
+    assert not np.array_equal(parent, root), "the two comparisons differ: otherwise this proves nothing"
+    for difference, name, other in ((accuracy.to_parent, "pruned", parent), (accuracy.to_root, "fp32-torch", root)):
+        assert difference is not None
+        assert difference.other_id == built.variants[name].id
+        assert difference.value == pytest.approx(child.mean() - other.mean())
+        assert difference.interval == stats.paired_delta(other, child).interval
+        assert difference.interval[0] <= difference.bounds[0] <= difference.value
+        assert difference.value <= difference.bounds[1] <= difference.interval[1]
+        assert difference.worst_class_drop == pytest.approx(drop(digits, other, child))
 
 
-def test_what_is_told_names_each_variant_with_its_accuracy(told: list[str], variants: list[Variant]) -> None:
-    assert len(told) == 3
-    for line, variant in zip(told, variants, strict=True):
-        assert variant.accuracy is not None
-        assert line.startswith(f"{variant.name}: {variant.accuracy.value:.4f} on 450 test pictures")
-        assert (f"{variant.accuracy.verdict} within 0.5% of its parent" in line) == (variant.parent_id is not None)
-
-
-def test_building_again_moves_the_names_and_makes_nothing_twice(
-    store: ArtifactStore, variants: list[Variant], trained: TrainResult, quick_config: TrainConfig,
-    digits: LabelledDataset,
-) -> None:  # fmt: skip
-    again = build_variants(store, trained.model, quick_config, digits)
-    assert again[1].id == variants[1].id, "the same model exports to the same bytes"
-    assert store.get("cnn_digits/int8").id == again[2].id
-    assert store.verify() == []
-
-
-def test_a_manifest_is_plain_json(store: ArtifactStore, variants: list[Variant]) -> None:
-    for variant in variants:
-        text = (Path(store.root) / "variants" / f"{variant.id}.json").read_text()
-        assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["id"] == variant.id
-
-
-def test_pictures_of_another_data_set_do_not_judge_a_model(
-    store: ArtifactStore, trained: TrainResult, quick_config: TrainConfig, digits: LabelledDataset
-) -> None:
-    with pytest.raises(ConfigError, match="dataset='mnist', these pictures are 'digits'"):
-        build_variants(store, trained.model, quick_config.model_copy(update={"dataset": "mnist"}), digits)
+def test_exporting_costs_no_accuracy(built: Built) -> None:
+    for accuracy in built.variants["fp32"].accuracies:
+        assert accuracy.to_root is not None
+        assert accuracy.to_root.value == 0.0, "ONNX computes what torch computes"
+        assert accuracy.to_root == accuracy.to_parent
 
 
 @pytest.mark.parametrize(("wrong", "verdict"), [(0, "holds"), (2, "unclear"), (60, "fails")])
-def test_the_verdict_weighs_the_drop_against_the_number_of_pictures(
+def test_the_verdict_weighs_the_drop_from_the_root_against_the_number_of_pictures(
     digits: LabelledDataset, wrong: int, verdict: str
 ) -> None:
-    parent = np.ones(450, dtype=np.bool_)
-    child = parent.copy()
+    root = np.ones(450, dtype=np.bool_)
+    child = root.copy()
     child[:wrong] = False
-    accuracy = judge(child, digits, runtime="onnxruntime", parent=parent)
-    assert accuracy.verdict == verdict
-    assert accuracy.delta == pytest.approx(-wrong / 450)
+    accuracy = measured(child, digits, runtime="onnxruntime", parent=("p" * 16, child), root=("r" * 16, root))
+    assert AccuracyFloor().verdict(accuracy) == verdict
+    assert accuracy.to_root is not None
+    assert accuracy.to_parent is not None
+    assert (accuracy.to_root.value, accuracy.to_parent.value) == (pytest.approx(-wrong / 450), 0.0)
+
+
+def test_the_batch_size_of_the_count_does_not_matter(built: Built, digits: LabelledDataset) -> None:
+    variant, config = built.variants["int8"], RuntimeConfig(name="onnxruntime")
+    whole, odd = (
+        correct_flags(built.store, variant, digits, config, batch_size=size) for size in (1000, 7)
+    )
+    assert whole.shape == (450,)
+    np.testing.assert_array_equal(whole, odd)
+
+
+def test_a_name_points_at_a_variant_once_its_accuracy_is_known_and_never_before(
+    built: Built, digits: LabelledDataset, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store = ArtifactStore(tmp_path_factory.mktemp("store"))
+    told: list[str] = []
+    fp32 = built.variants["fp32"]
+    bench = Bench(store, digits, told.append)
+    fresh = Variant.model_validate(fp32.model_dump(exclude={"id", "files", "accuracies", "parent_id"}))
+    with pytest.raises(InvalidRequest, match="cnn_digits/fp32 does not run on onnxruntime"):
+        bench.add(fresh, {"model.onnx": b"broken"}, "onnxruntime")
+    assert store.refs() == {}
+    assert told == []
+    made = bench.add(fresh, {"model.onnx": built.store.read(fp32, "model.onnx")}, "onnxruntime")
+    assert store.refs() == {"cnn_digits/fp32": made.id}
+    assert store.get("cnn_digits/fp32").accuracies == made.accuracies != ()

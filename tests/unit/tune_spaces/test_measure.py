@@ -13,7 +13,7 @@ import pytest
 from cluster.load import StepResult, Target, build_request, null_server
 from tests.unit.cluster.load.conftest import TargetOf, faulty_port, target_of  # noqa: F401 - fixtures
 from tune_spaces import measure
-from tune_spaces.measure import SMOKE, Endpoint, Figures, _Bench, bound_label, compare, settle, summarise
+from tune_spaces.measure import SMOKE, Bench, Endpoint, Figures, bound_label, compare, settle, summarise
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_rate_that_the_client_cannot_hold_is_no_number(fast: Target, monkeypat
     monkeypatch.setattr(measure, "poisson_steps", saturated)
     figures = Figures(max_rates=[100.0])
     said: list[str] = []
-    _Bench(SMOKE, None, None, said.append).slo_rates([(Endpoint("x", fast, lambda: 0.0), figures)], 0.05, 1000.0)
+    Bench(SMOKE, None, None, said.append).slo_rates([(Endpoint("x", fast, lambda: 0.0), figures)], 0.05, 1000.0)
     assert figures.slo_rate == {"50ms": None}
     assert any("can't tell" in line for line in said)
 
@@ -75,7 +75,7 @@ def test_the_search_follows_a_server_below_and_above_its_closed_loop(
     asked: list[float] = []
     monkeypatch.setattr(measure, "poisson_steps", steps_of(capacity, asked))
     figures = Figures(max_rates=[100.0])
-    bench = _Bench(replace(SMOKE, steps=5, steps_again=3, seeds=(1, 2, 3)), None, None, lambda line: None)
+    bench = Bench(replace(SMOKE, steps=5, steps_again=3, seeds=(1, 2, 3)), None, None, lambda line: None)
     bench.slo_rates([(Endpoint("x", fast, lambda: 0.0), figures)], 0.05, 1000.0)
     assert set(figures.slo_rate_per_seed["50ms"]) == {1, 2, 3}
     for rate in figures.slo_rate_per_seed["50ms"].values():
@@ -88,7 +88,7 @@ def test_the_client_is_asked_for_no_more_than_it_held(fast: Target, monkeypatch:
     asked: list[float] = []
     monkeypatch.setattr(measure, "poisson_steps", steps_of(1e9, asked))
     figures = Figures(max_rates=[100.0])
-    bench = _Bench(SMOKE, None, None, lambda line: None)
+    bench = Bench(SMOKE, None, None, lambda line: None)
     bench.slo_rates([(Endpoint("x", fast, lambda: 0.0), figures)], 0.05, 250.0)
     assert figures.slo_rate_is_a_floor["50ms"]
     assert figures.slo_rate["50ms"] == max(asked) == 250.0
@@ -110,6 +110,65 @@ def test_a_client_that_holds_nothing_can_tell_no_rate(
     assert both.before.slo_rate == both.after.slo_rate == {"50ms": None}
     assert tried == sorted(tried, reverse=True)
     assert both.before.latency_p50_s is not None, "a few requests a second can be told"
+
+
+def test_a_closed_loop_keeps_the_better_number_of_connections_with_its_cost(target_of: TargetOf) -> None:  # noqa: F811
+    said: list[str] = []
+    used = iter([0.0, 3.0, 3.0, 4.0])
+    figures = Figures()
+    bench = Bench(replace(SMOKE, connections=(1, 8), closed_loop_s=0.5), None, [0], said.append)
+    assert bench.server_cores == 1
+    endpoint = Endpoint("x", target_of("/slow"), lambda: next(used))
+    bench.closed_loop(endpoint, figures)
+    assert len(said) == 2
+    (rate,), (cost,), (utilisation,) = figures.max_rates, figures.max_rate_costs, figures.utilisations
+    assert 10 < rate <= 80, "8 connections at 0.1 s an answer, not one"
+    answered = rate * 0.5
+    assert cost == pytest.approx(1.0 / answered * 1e6, rel=0.01), "the second run's one second of CPU"
+    assert 0 < utilisation < 2.0
+    assert (figures.max_rate, figures.core_s_per_million, figures.utilisation) == (rate, cost, utilisation)
+
+
+def test_an_endpoint_that_answers_nothing_has_a_rate_of_nought_and_no_cost(target_of: TargetOf) -> None:  # noqa: F811
+    figures = Figures()
+    Bench(SMOKE, None, None, lambda line: None).closed_loop(Endpoint("x", target_of("/503"), spinning_clock), figures)
+    assert figures.max_rates == [0.0]
+    assert figures.core_s_per_million is None
+
+
+def test_equal_load_counts_every_refusal_and_leaves_the_warm_up_out(target_of: TargetOf) -> None:  # noqa: F811
+    protocol = replace(SMOKE, equal_load_s=1.0, warmup_s=0.5)
+    figures = Figures()
+    bench = Bench(protocol, None, None, lambda line: None)
+    judged = bench.equal_load(Endpoint("x", target_of("/ok", "/503"), spinning_clock), figures, 100.0, seed=1)
+    (row,) = figures.equal_load_rounds
+    assert judged.duration_s == 1.0
+    assert row["error_rate"] == pytest.approx(0.5, abs=0.02), "every other request"
+    assert row["latency_p50_s"] is None or row["latency_p50_s"] < 0.5
+    assert row["latency_p99_s"] is None, "over 1% failed"
+    assert len(figures.latency_histograms) == 1
+
+
+def test_a_round_in_which_nothing_was_due_tells_no_error_rate(target_of: TargetOf) -> None:  # noqa: F811
+    protocol = replace(SMOKE, equal_load_s=0.2, warmup_s=0.1)
+    figures = Figures()
+    rate, seed = 0.01, 1
+    Bench(protocol, None, None, lambda line: None).equal_load(
+        Endpoint("x", target_of("/ok"), spinning_clock), figures, rate, seed
+    )
+    (row,) = figures.equal_load_rounds
+    assert (row["error_rate"], row["latency_p50_s"], row["core_s_per_million"]) == (None, None, None)
+    summarise(figures)
+    assert json.loads(json.dumps(vars(figures), allow_nan=False))["error_rate"] == 0.0
+
+
+def test_the_client_s_own_proof_is_for_the_rate_that_it_held() -> None:
+    said: list[str] = []
+    check = Bench(SMOKE, None, None, said.append).self_check(50.0)
+    assert check.rate <= 50.0
+    assert len(said) >= 1
+    assert f"client alone: {check.rate:,.0f} req/s" in said[-1]
+    assert said[-1].endswith("(held)" if check.ok else "(not held)")
 
 
 def test_settling_waits_for_prompt_answers_and_gives_up_on_a_dead_server(fast: Target) -> None:

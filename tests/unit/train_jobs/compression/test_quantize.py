@@ -136,7 +136,7 @@ def test_every_calibration_makes_a_graph_that_works(fp32: bytes, digits: Labelle
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [
-        (np.zeros((5, 1, 32, 32), np.uint8), r"are uint8 \[5, 1, 32, 32\]; input 'image' takes uint8 \[-1, 1, 28, 28"),
+        (np.zeros((5, 1, 32, 32), np.uint8), r"are uint8 \[5, 1, 32, 32\]; input 'image' takes UINT8 \[-1, 1, 28, 28"),
         (np.zeros((5, 28, 28), np.uint8), r"uint8 \[5, 28, 28\]"),
         (np.zeros((5, 1, 28, 28), np.float32), r"are float32 \[5, 1, 28, 28\]"),
         (np.zeros((0, 1, 28, 28), np.uint8), r"uint8 \[0, 1, 28, 28\].*at least one"),
@@ -145,6 +145,14 @@ def test_every_calibration_makes_a_graph_that_works(fp32: bytes, digits: Labelle
 def test_pictures_that_do_not_fit_are_refused(fp32: bytes, pictures: NDArray[Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         quantized(fp32, pictures)
+
+
+def test_free_dimensions_take_samples_of_any_size(fp32: bytes, digits: LabelledDataset) -> None:
+    free = INPUT.model_copy(update={"shape": (-1, 1, -1, -1)})
+    samples = digits.x_train[:32]
+    assert quantize(fp32, samples, QuantizeConfig(), inputs=free) == quantized(fp32, samples)
+    with pytest.raises(InvalidRequest, match=r"uint8 \[32, 28, 28\]"):
+        quantize(fp32, samples[:, 0], QuantizeConfig(), inputs=free)
 
 
 def test_it_says_nothing_and_leaves_logging_as_it_was(
