@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
+NAME ?= cnn_fashion_mnist_quick
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cksum < constraints.txt | cut -d' ' -f1)
 
@@ -12,10 +13,10 @@ export SLUICE_DATA_DIR ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench chaos soak venv clean
+.PHONY: help demo test lint format bench bench-search chaos soak venv browser clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 $(STAMP):
 	@echo "Making $(VENV): torch and Ray are several gigabytes; once per change of constraints.txt"
@@ -28,11 +29,17 @@ $(STAMP):
 
 venv: $(STAMP) ## Make the virtual environment
 
-demo: $(STAMP) ## Train, compress, profile, deploy, load, report: the main job end to end
+demo: $(STAMP) ## Train, compress, tune, deploy, load, report: the main job end to end
 	$(BIN)/sluice demo
 
-test: $(STAMP) lint ## ruff, mypy and all tests but chaos and soak
+test: $(STAMP) browser lint ## ruff, mypy and all tests but chaos and soak
 	$(BIN)/python -m pytest
+
+browser: ## The tests look at our pages in a real Chromium: installs Debian's where there is none and we may
+	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium > /dev/null; } || \
+	  echo "No Chromium here, so the tests of our pages will fail; install one: apt-get install chromium"
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -43,6 +50,9 @@ format: $(STAMP) ## Sort imports and fix what ruff can fix
 
 bench: $(STAMP) ## The full before/after measurement of benchmarks/PROTOCOL.md (about 25 minutes)
 	$(BIN)/sluice demo --protocol full --output docs/results --run bench-$(shell date +%F-%H%M)
+
+bench-search: $(STAMP) ## Brute force beside the search: is its choice right? Needs `make demo` or a trained NAME (about 40 minutes)
+	$(BIN)/python -m benchmarks.search_quality $(NAME) --output docs/results/$(shell date +%F)-search
 
 chaos: $(STAMP) ## kill -9 of every kind of process under load; figures into docs/results (about 7 minutes)
 	$(BIN)/python -m pytest tests/chaos -m chaos

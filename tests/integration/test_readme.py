@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from cluster.local import free_ports
 from tests.conftest import marked
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = ("serve deploy", "kubectl", "make ")
@@ -26,6 +27,14 @@ def console_lines() -> list[str]:
     return [line for line in lines if line and not line.startswith(ELSEWHERE)]
 
 
+def interrupt(server: subprocess.Popen[str]) -> None:
+    """As a user's Ctrl-C, and wait until its port is free again."""
+    server.send_signal(signal.SIGINT)
+    assert server.wait(timeout=60) == 130
+    assert server.stdout is not None
+    server.stdout.close()
+
+
 def test_every_line_works(tmp_path: Path) -> None:
     port = str(free_ports(1)[0])
     state = tmp_path / "state"
@@ -36,14 +45,21 @@ def test_every_line_works(tmp_path: Path) -> None:
         "SLUICE_STATE": str(state),
         "PYTHONUNBUFFERED": "1",
     }
-    lines = [line.replace("cnn_fashion_mnist_quick", "cnn_digits").replace("8000", port) for line in console_lines()]
-    assert [line.split()[1] for line in lines if line.startswith("sluice ")] == [
-        "train", "compress", "profile", "serve", "load", "status", "stop", "serve",
+    lines = [
+        re.sub(r"(sluice tune .*)", r"\1 --trials 2 --finalists 1 --protocol smoke", line)
+        .replace("cnn_fashion_mnist_quick", "cnn_digits").replace("8000", port)
+        for line in console_lines()
+    ]  # fmt: skip
+    assert [re.search(r"sluice (\w+)", line).group(1) for line in lines if "sluice " in line] == [  # type: ignore[union-attr]
+        "init", "tune", "serve", "hardware", "train", "compress", "variants", "profile", "tune", "report", "variants",
+        "serve", "load", "status", "stop", "serve",
     ]  # fmt: skip
     server: subprocess.Popen[str] | None = None
     try:
         for line in lines:
             if line.startswith("sluice serve") and "--dry-run" not in line:
+                if server is not None:
+                    interrupt(server)
                 server = subprocess.Popen(
                     [*line.split(), "--port", port], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                     env=environment, cwd=tmp_path,
