@@ -58,6 +58,10 @@ def read_graph(path: Path, samples: Array, classes: int) -> Graph:
     if not np.isfinite(expected).all():
         raise ConfigError(f"{path}: output {result.name!r} holds NaN or infinity on real samples; export it anew")
     model = _freed(original, rows, expected, own, path)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise _unusable(path, error) from error
     return Graph(model.SerializeToString(), spec_of(entry.name, samples), spec_of(result.name, expected))
 
 
@@ -80,18 +84,21 @@ def _read(path: Path) -> onnx.ModelProto:
         model.ir_version = max(model.ir_version, _IR)
         if version < _OPSET:
             model = version_converter.convert_version(model, _CONVERTED)
-        onnx.checker.check_model(model)
     except (OSError, DecodeError, ValueError, onnx.checker.ValidationError, RuntimeError) as error:
-        told = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"{path} is no ONNX graph that can be used ({told}); export it anew, operator set {_OPSET} or newer, with "
-            "its external data beside it if it has any"
-        ) from error
+        raise _unusable(path, error) from error
     if quantized := sorted({node.op_type for node in model.graph.node} & _QUANTIZED):
         raise ConfigError(
             f"{path} is quantized already ({', '.join(quantized)}); bring the fp32 graph, Sluice makes int8 of it"
         )
     return model
+
+
+def _unusable(path: Path, error: Exception) -> ConfigError:
+    told = " ".join(str(error).split())[:300]
+    return ConfigError(
+        f"{path} is no ONNX graph that can be used ({told}); export it anew, operator set {_OPSET} or newer, with its "
+        "external data beside it if it has any"
+    )
 
 
 def _ends(model: onnx.ModelProto, path: Path) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:

@@ -219,12 +219,13 @@ def _show_choice(plan: Plan, folder: Path, page: Path, console: Console, *, as_j
 def report(*, folder: Path, store: Path | None, as_json: bool) -> None:
     """Choose and report again from what a study holds."""
     from tune_spaces import tune as tuning
+    from tune_spaces.report.report import write
     from tune_spaces.stages import Stages
 
     console = Console(stderr=as_json, soft_wrap=True)
     tuned = tuning.tuned_from(folder, _store(store))
     files = tuning.write_plan(tuned.plan, folder)
-    page = tuning.write(
+    page = write(
         tuning.report_of(
             tuned, stages=Stages(console), began=time.monotonic(), commands=(tuned.study.header.command,), files=files
         ),

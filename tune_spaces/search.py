@@ -335,7 +335,7 @@ def _watchers(enough: Callable[[], bool], on_trial: Callable[[], None]) -> tuple
     from ray import tune
     from ray.tune import Stopper
 
-    class Enough(Stopper):
+    class Enough(Stopper):  # type: ignore[misc]
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
 
@@ -345,7 +345,7 @@ def _watchers(enough: Callable[[], bool], on_trial: Callable[[], None]) -> tuple
         def __reduce__(self) -> tuple[Any, ...]:
             return (Stopper, ())
 
-    class Told(tune.Callback):
+    class Told(tune.Callback):  # type: ignore[misc]
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             on_trial()
 

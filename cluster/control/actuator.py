@@ -27,6 +27,8 @@ from cluster.runtimes.base import RuntimeConfig
 _PATIENCE_S = 10.0
 _ANSWERS_PER_REPLICA = 20
 """So many equal answers in a row: with random balancing one of n replicas is missed with probability exp(-20)."""
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_ANY = ("0.0.0.0", "::")
 _INSTANCE = ("http_options", "grpc_options", "proxy_location", "target_capacity")
 """What a Serve config says beside its applications, where the dashboard tells it. Left out it would fall to its
 default."""
@@ -50,7 +52,8 @@ class Deployed:
     num_replicas: int
     """That run now."""
     urls: tuple[str, ...]
-    """Where its HTTP proxies answer, one for each, without a slash at the end."""
+    """Where its HTTP proxies answer, one for each, without a slash at the end; none if they can't be reached from here.
+    """
     config: Mapping[str, Any]
     """The whole Serve config of the cluster."""
 
@@ -129,12 +132,7 @@ def _deployed(
     args, user_config = application["args"], deployment.get("user_config") or {}
     running = details["applications"][application["name"]].get("deployments", {}).get(DEPLOYMENT, {})
     prefix = (application.get("route_prefix") or "/").rstrip("/")
-    urls = tuple(
-        f"http://{target['ip']}:{target['port']}{prefix}"
-        for group in details.get("target_groups") or []
-        if group["protocol"] == "HTTP"
-        for target in group["targets"]
-    )
+    urls = tuple(f"{proxy}{prefix}" for proxy in _proxies(address, details))
     return Deployed(
         address=address, name=application["name"], store=args["store"],
         variant=user_config.get("variant") or args["variant"], bound=args["variant"],
@@ -142,6 +140,16 @@ def _deployed(
         max_batch_size=user_config.get("max_batch_size"),
         num_replicas=max(1, len(running.get("replicas", []))), urls=urls, config=config,
     )  # fmt: skip
+
+
+def _proxies(address: str, details: dict[str, Any]) -> list[str]:
+    """http://host:port of each HTTP proxy, as seen from here."""
+    host = (details.get("http_options") or {}).get("host") or "0.0.0.0"
+    if host in _LOOPBACK and httpx.URL(address).host not in _LOOPBACK:
+        return []  # they listen on another machine's loopback; what listens on ours is something else
+    groups = [group for group in details.get("target_groups") or [] if group["protocol"] == "HTTP"]
+    targets = [target for group in groups for target in group["targets"]]
+    return [f"http://{target['ip'] if host in _ANY else host}:{target['port']}" for target in targets]
 
 
 def _apply(deployed: Deployed, config: dict[str, Any], variant_id: str, timeout_s: float) -> int:

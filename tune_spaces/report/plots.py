@@ -51,8 +51,15 @@ class Chart:
     low: bool = False
 
 
+def plain(words: str) -> str:
+    """Not read as markup by plotly, which decodes these three and no quotes."""
+    return html.escape(words, quote=False)
+
+
 def hover(*lines: str) -> str:
-    return "<br>".join((f"<b>{html.escape(lines[0])}</b>", *map(html.escape, lines[1:])))
+    """Lines of a hovertext, the first of them bold."""
+    first, *rest = map(plain, lines)
+    return "<br>".join((f"<b>{first}</b>", *rest))
 
 
 def layout(x: str, y: str, **more: Any) -> dict[str, Any]:
@@ -157,7 +164,7 @@ def _points(report: Report, group: Sequence[Outcome], sizes: Mapping[str, float]
     symbol = SYMBOLS[first.runtime.name][0]
     return go.Scatter(
         x=[o.latency_p99_s * 1e3 for o in group], y=[carried(o) for o in group], mode="markers",
-        name=html.escape(f"{first.variant_name} on {first.runtime.name}"), hoverinfo="text",
+        name=plain(f"{first.variant_name} on {first.runtime.name}"), hoverinfo="text",
         hovertext=[_told(o, o.configuration.key in unbeaten) for o in group],
         meta={"keys": [f"v{number}", f"r-{first.runtime.name}"]},
         marker={
@@ -234,7 +241,7 @@ def _curve(report: Report, curve: Curve) -> go.Scatter:
     name = f"{report.variants[number].name} on {curve.runtime}"
     return go.Scatter(
         x=[p.batch_size for p in curve.points], y=[p.throughput_rps for p in curve.points], mode="lines+markers",
-        name=html.escape(name), hoverinfo="text", meta=_keys(report, curve),
+        name=plain(name), hoverinfo="text", meta=_keys(report, curve),
         hovertext=[
             hover(name, f"batch {p.batch_size}: {p.throughput_rps:,.0f} samples/s",
                   f"p50 {ms(p.latency_p50_s)} [{ms(p.latency_p50_interval_s[0])}, {ms(p.latency_p50_interval_s[1])}]",
@@ -250,7 +257,7 @@ def _knee(report: Report, curve: Curve) -> go.Scatter:
     number, knee = number_of(report, curve.variant_id), curve.knee
     name = f"{report.variants[number].name} on {curve.runtime}"
     return go.Scatter(
-        x=[knee.batch_size], y=[knee.throughput_rps], mode="markers", name=html.escape(f"knee of {name}"),
+        x=[knee.batch_size], y=[knee.throughput_rps], mode="markers", name=plain(f"knee of {name}"),
         hoverinfo="text", meta=_keys(report, curve),
         hovertext=[hover(name, f"knee: batch {knee.batch_size}, {knee.throughput_rps:,.0f} samples/s",
                          f"p50 {ms(knee.latency_p50_s)}", "larger batches pay little from here on")],

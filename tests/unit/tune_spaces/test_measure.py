@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.load import StepResult, Target, build_request, null_server
+from cluster.load import StepResult, Target, build_request, null_server, poisson
 from tests.unit.cluster.load.conftest import TargetOf, faulty_port, target_of  # noqa: F401 - fixtures
 from tune_spaces import measure
 from tune_spaces.measure import SMOKE, Bench, Endpoint, Figures, bound_label, compare, settle, summarise
@@ -116,7 +116,7 @@ def test_a_closed_loop_keeps_the_better_number_of_connections_with_its_cost(targ
     said: list[str] = []
     used = iter([0.0, 3.0, 3.0, 4.0])
     figures = Figures()
-    bench = Bench(replace(SMOKE, connections=(1, 8), closed_loop_s=0.5), None, [0], said.append)
+    bench = Bench(replace(SMOKE, connections=(1, 8), bounds_s=(0.25,)), None, [0], said.append)
     assert bench.server_cores == 1
     endpoint = Endpoint("x", target_of("/slow"), lambda: next(used))
     bench.closed_loop(endpoint, figures)
@@ -129,9 +129,12 @@ def test_a_closed_loop_keeps_the_better_number_of_connections_with_its_cost(targ
     assert (figures.max_rate, figures.core_s_per_million, figures.utilisation) == (rate, cost, utilisation)
 
 
-def test_an_endpoint_that_answers_nothing_has_a_rate_of_nought_and_no_cost(target_of: TargetOf) -> None:  # noqa: F811
+def test_an_endpoint_that_answers_nothing_right_has_a_rate_of_nought_and_no_cost(
+    target_of: TargetOf  # noqa: F811
+) -> None:
     figures = Figures()
-    Bench(SMOKE, None, None, lambda line: None).closed_loop(Endpoint("x", target_of("/503"), spinning_clock), figures)
+    wrong = Endpoint("x", target_of("/ok", expect=[b"another answer"]), spinning_clock)
+    Bench(replace(SMOKE, connections=(4,)), None, None, lambda line: None).closed_loop(wrong, figures)
     assert figures.max_rates == [0.0]
     assert figures.core_s_per_million is None
 
@@ -150,25 +153,17 @@ def test_equal_load_counts_every_refusal_and_leaves_the_warm_up_out(target_of: T
 
 
 def test_a_round_in_which_nothing_was_due_tells_no_error_rate(target_of: TargetOf) -> None:  # noqa: F811
-    protocol = replace(SMOKE, equal_load_s=0.2, warmup_s=0.1)
-    figures = Figures()
-    rate, seed = 0.01, 1
+    protocol = replace(SMOKE, equal_load_s=0.1, warmup_s=0.5)
+    figures, rate = Figures(), 5.0
+    drawn = ((seed, poisson(rate, 0.6, seed)) for seed in range(100))
+    seed = next(seed for seed, arrivals in drawn if len(arrivals) and arrivals.max() < 0.5)
     Bench(protocol, None, None, lambda line: None).equal_load(
         Endpoint("x", target_of("/ok"), spinning_clock), figures, rate, seed
     )
     (row,) = figures.equal_load_rounds
-    assert (row["error_rate"], row["latency_p50_s"], row["core_s_per_million"]) == (None, None, None)
+    assert (row["error_rate"], row["latency_p50_s"]) == (None, None)
     summarise(figures)
     assert json.loads(json.dumps(vars(figures), allow_nan=False))["error_rate"] == 0.0
-
-
-def test_the_client_s_own_proof_is_for_the_rate_that_it_held() -> None:
-    said: list[str] = []
-    check = Bench(SMOKE, None, None, said.append).self_check(50.0)
-    assert check.rate <= 50.0
-    assert len(said) >= 1
-    assert f"client alone: {check.rate:,.0f} req/s" in said[-1]
-    assert said[-1].endswith("(held)" if check.ok else "(not held)")
 
 
 def test_settling_waits_for_prompt_answers_and_gives_up_on_a_dead_server(fast: Target) -> None:

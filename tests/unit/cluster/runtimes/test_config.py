@@ -1,0 +1,76 @@
+"""RuntimeConfig: threads, inter-op threads and streams are said, counted and refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from cluster.runtimes import RuntimeConfig, runtimes_for
+
+configs = st.builds(
+    RuntimeConfig, name=st.just("onnxruntime"), threads=st.integers(1, 1024), inter_op_threads=st.integers(1, 1024),
+    streams=st.integers(1, 1024),
+) | st.builds(
+    RuntimeConfig, name=st.sampled_from(["torch", "openvino"]), threads=st.integers(1, 1024),
+    streams=st.integers(1, 1024),
+)  # fmt: skip
+
+
+def test_the_default_is_one_thread_of_onnx_runtime() -> None:
+    config = RuntimeConfig()
+    assert config.model_dump() == {"name": "onnxruntime", "threads": 1, "inter_op_threads": 1, "streams": 1}
+    assert config.cores == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({name: wrong} for name in ("threads", "inter_op_threads", "streams") for wrong in (0, -1, 1025, 1.5, "many")),
+        {"name": "tensorrt"},
+        {"thread": 1},
+    ],
+    ids=str,
+)
+def test_a_wrong_config_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        RuntimeConfig.model_validate(fields)
+    assert caught.value.errors()[0]["loc"] == tuple(fields)
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_inter_op_threads_are_onnx_runtimes_alone(name: str) -> None:
+    RuntimeConfig.model_validate({"name": name, "inter_op_threads": 1})
+    with pytest.raises(ValidationError, match=f"inter_op_threads=2: {name} runs .*use streams, or runtime onnxruntime"):
+        RuntimeConfig.model_validate({"name": name, "inter_op_threads": 2})
+
+
+@pytest.mark.parametrize(
+    ("fields", "cores", "said"),
+    [
+        ({}, 1, "onnxruntime"),
+        ({"threads": 4}, 4, "onnxruntime 1x4"),
+        ({"streams": 3}, 3, "onnxruntime 3x1"),
+        ({"streams": 2, "threads": 4, "name": "openvino"}, 8, "openvino 2x4"),
+        ({"inter_op_threads": 3, "threads": 2}, 3, "onnxruntime 1x2 inter-op 3"),
+        ({"inter_op_threads": 2, "threads": 3, "streams": 2}, 6, "onnxruntime 2x3 inter-op 2"),
+    ],
+)
+def test_it_counts_its_cores_and_says_what_it_is(fields: dict[str, object], cores: int, said: str) -> None:
+    config = RuntimeConfig.model_validate(fields)
+    assert (config.cores, str(config)) == (cores, said)
+
+
+@given(one=configs, other=configs)
+def test_what_is_said_tells_any_two_apart(one: RuntimeConfig, other: RuntimeConfig) -> None:
+    """The search names a choice by it."""
+    assert (str(one) == str(other)) == (one == other)
+    assert RuntimeConfig.model_validate_json(one.model_dump_json()) == one
+    assert (hash(one) == hash(other)) or one != other
+
+
+def test_which_runtimes_execute_which_format() -> None:
+    assert runtimes_for("onnx") == ["onnxruntime", "openvino"]
+    assert runtimes_for("torch_export") == ["torch"]
+    assert runtimes_for("gguf") == []
