@@ -265,9 +265,10 @@ def _listening(port: int) -> bool:
 
 
 def deploy_config(
-    dashboard_address: str, config: dict[str, Any], *, timeout_s: float, only: str | None = None
+    dashboard_address: str, config: dict[str, Any], *, timeout_s: float, only: str | None = None, retries: bool = True
 ) -> None:
-    """PUT a Serve config to a Ray dashboard and wait until all its applications run, or `only` that one.
+    """PUT a Serve config to a Ray dashboard and wait until all its applications run, or `only` that one. Serve starts a
+    replica that fails a few times more; without `retries` the first failure counts.
 
     Raises ClusterError if the dashboard does not answer, refuses the config, or an application fails.
     """
@@ -287,7 +288,8 @@ def deploy_config(
                 applications = client.get(url).json().get("applications", {})
                 states = {name: applications.get(name, {}).get("status", "NOT_STARTED") for name in names}
                 for name, state in states.items():
-                    if state in ("DEPLOY_FAILED", "UNHEALTHY"):
+                    failed = state in ("DEPLOY_FAILED", "UNHEALTHY")
+                    if failed or (not retries and _retried(applications.get(name, {}))):
                         raise ClusterError(f"application {name!r} is {state}: {_reason(applications[name])}")
                 if set(states.values()) == {"RUNNING"}:
                     return
@@ -295,6 +297,11 @@ def deploy_config(
     except httpx.HTTPError as error:
         raise ClusterError(f"{url} does not answer ({error}); is Ray running there, with its dashboard?") from error
     raise ClusterError(f"after {timeout_s:g} s the applications are {states}; see {dashboard_address}")
+
+
+def _retried(application: dict[str, Any]) -> bool:
+    deployments = application.get("deployments", {}).values()
+    return any(deployment.get("message", "").startswith("A replica failed to start") for deployment in deployments)
 
 
 def _reason(application: dict[str, Any]) -> str:

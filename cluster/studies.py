@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cluster.errors import ArtifactError, ConfigError
 from cluster.plans import Configuration
@@ -257,7 +257,11 @@ class StudyStore:
 def _read(kind: type[_Kept], path: Path, way_out: str) -> _Kept:
     try:
         return kind.model_validate_json(path.read_text())
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, no JSON, or not these fields
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        raise ConfigError(f"{path} is damaged ({what}); {way_out}") from error
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is damaged ({error}); {way_out}") from error
 
 

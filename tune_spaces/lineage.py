@@ -31,6 +31,7 @@ from tune_spaces.report.words import VERDICTS, accuracy_text, difference_text
 
 _console = Console(soft_wrap=True)  # a message is one line, whoever reads it
 _FLOOR = AccuracyFloor()
+_WIDE = 10_000
 
 
 def show(*, name: str | None, store: Path | None, as_json: bool) -> None:
@@ -47,8 +48,10 @@ def show(*, name: str | None, store: Path | None, as_json: bool) -> None:
         print(json.dumps([_as_dict(root, names) for root in roots], indent=2))
     elif not roots:
         _console.print(f"no variants in {artifacts.root} yet; make some: sluice compress RUN")
+    # A terminal wraps inside the tree; into a file or pipe each line goes whole.
+    console = Console() if _console.is_terminal else Console(width=_WIDE)
     for root in () if as_json else roots:
-        _console.print(_branch(root, names, None))
+        console.print(_branch(root, names, None))
     if roots and not as_json:
         _console.print(Text(f"floor: {_FLOOR}"))
 

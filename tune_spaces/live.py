@@ -41,6 +41,8 @@ _HOPELESS = 1.2
 _REFERENCE = 0.5
 """The reference load where the SLO names none, as a share of the first trial's closed-loop maximum."""
 _ASK_AGAIN_S = 10.0
+_LEAST = 50.0
+"""Requests that a p99 is taken of, on average, however low the load."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,8 @@ class LiveDeployment:
             reference_rate_rps=rate,
             latency_p50_s=_finite(reference.latency_quantile_s(0.50)),
             latency_p99_s=_finite(reference.latency_quantile_s(0.99)),
-            attainment=reference.slo_attainment(self.slo.latency_p99_s),
-            error_rate=1.0 - float(reference.ok.mean()),
+            attainment=reference.slo_attainment(self.slo.latency_p99_s) if reference.count else 0.0,
+            error_rate=1.0 - float(reference.ok.mean()) if reference.count else 0.0,
             core_s_per_million=figures.core_s_per_million,
             memory_bytes=memory_bytes,
             client_cpu_share=reference.client_cpu_share,
@@ -183,7 +185,7 @@ class LiveDeployment:
 
     def _at_reference(self, rate: float, protocol: TrialProtocol, seed: int) -> LoadResult:
         settle(self.target, self.slo.latency_p99_s)
-        window_s = protocol.warmup_s + protocol.step_s
+        window_s = protocol.warmup_s + max(protocol.step_s, _LEAST / rate)
         result = run_open_loop(
             self.target, self._arrivals(rate, window_s, seed), duration_s=window_s, connections=256,
             cpus=self.client_cpus, timeout_s=max(2.0, 4 * self.slo.latency_p99_s),

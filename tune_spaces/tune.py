@@ -164,7 +164,9 @@ def plan_from(study: Study, space: SearchSpace, store: ArtifactStore) -> Plan:
     said = {"uncalibrated": space.predict(best, slo, FrontCost()), "calibrated": space.predict(best, slo, front)}
     predicted: dict[str, Any] = {}
     for name, prediction in said.items():
-        predicted |= {f"{field}_{name}": value for field, value in asdict(prediction).items() if _finite(value)}
+        figures = asdict(prediction)
+        del figures["memory_bytes"]  # of runtime and variant alone: not what is measured
+        predicted |= {f"{field}_{name}": value for field, value in figures.items() if _finite(value)}
     return plan.model_copy(update={"predicted": predicted})
 
 

@@ -156,7 +156,7 @@ def _apply(deployed: Deployed, config: dict[str, Any], variant_id: str, timeout_
     end = time.monotonic() + timeout_s
     while (left := end - time.monotonic()) > 0:
         # Asked again it says why it could not: it may have called itself running before it tried.
-        deploy_config(deployed.address, config, timeout_s=left, only=deployed.name)
+        deploy_config(deployed.address, config, timeout_s=left, only=deployed.name, retries=False)
         answers = [_answers(f"{url}/v2/models/{deployed.name}", variant_id, deployed) for url in deployed.urls]
         if None not in answers:
             return sum(each or 0 for each in answers)
@@ -168,19 +168,20 @@ def _answers(url: str, variant_id: str, deployed: Deployed) -> int | None:
     Each on a connection of its own, which may lead to another replica."""
     wanted = _ANSWERS_PER_REPLICA * deployed.num_replicas
     end, agreed = time.monotonic() + _PATIENCE_S, 0
-    while agreed < wanted:
-        try:
-            answer = httpx.get(url, timeout=5.0)
-            versions = answer.json().get("versions") if answer.status_code == 200 else None
-        except (httpx.ConnectError, httpx.ConnectTimeout):
-            return 0
-        except (httpx.HTTPError, ValueError):
-            versions = None
-        agreed = agreed + 1 if versions == [variant_id] else 0
-        if not agreed:
-            if time.monotonic() > end:
-                return None
-            time.sleep(0.02)
+    with httpx.Client(timeout=5.0, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+        while agreed < wanted:
+            try:
+                answer = client.get(url)
+                versions = answer.json().get("versions") if answer.status_code == 200 else None
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                return 0
+            except (httpx.HTTPError, ValueError):
+                versions = None
+            agreed = agreed + 1 if versions == [variant_id] else 0
+            if not agreed:
+                if time.monotonic() > end:
+                    return None
+                time.sleep(0.02)
     return agreed
 
 

@@ -173,7 +173,8 @@ RESIZED = """async (width) => {
 
 
 def test_nothing_overflows_a_phone_by_night(browser: Browser, tmp_path: Path, demo: Opened) -> None:
-    with opened(browser, tmp_path, made.report(), scheme="dark", width=390) as page:
+    long = made.report(folder="a_model_whose_name_is_longer_than_any_phone_is_wide_" * 2, run_name="r" * 80)
+    with opened(browser, tmp_path, long, scheme="dark", width=390) as page:
         assert all(a != b for a, b in zip(page.looks(), demo.looks(), strict=True)), "dark from the start"
         for summary in page.page.locator("summary").all():
             summary.click()

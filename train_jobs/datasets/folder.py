@@ -23,6 +23,7 @@ from train_jobs.datasets.labelled import LabelledDataset, Notify, of_arrays
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 Mode = Literal["L", "RGB"]
+_MODES: dict[str, Mode] = {"L": "L", "RGB": "RGB"}
 _GRAY = {"1", "L", "LA"}
 _COLOUR = {"RGB", "RGBA", "P", "CMYK", "YCbCr"}
 
@@ -41,9 +42,9 @@ class Look:
         given = dict(parse_qsl(query, keep_blank_values=True))
         size = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", given.pop("size", "1x1"))
         mode = given.pop("mode", None)
-        if size is None or mode not in (None, "L", "RGB") or given or not query:
+        if size is None or mode not in (None, *_MODES) or given or not query:
             raise ConfigError(f"?{query} after a folder of pictures is not understood; write ?size=64x64 or ?mode=RGB")
-        return cls(size=(int(size[1]), int(size[2])) if "size=" in query else None, mode=mode)
+        return cls(size=(int(size[1]), int(size[2])) if "size=" in query else None, mode=_MODES.get(mode or ""))
 
     def __str__(self) -> str:
         size = f"size={self.size[0]}x{self.size[1]}" if self.size else ""

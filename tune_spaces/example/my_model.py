@@ -76,7 +76,8 @@ def train(classifier: nn.Module, epochs: int = 20) -> None:
     x, y = torch.from_numpy(data["x_train"]), torch.from_numpy(data["y_train"])
     optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
     for _ in range(epochs):
-        for batch in torch.randperm(len(x)).split(64):
+        order = torch.randperm(len(x))
+        for batch in (order[start : start + 64] for start in range(0, len(x), 64)):
             loss = nn.functional.cross_entropy(classifier(x[batch]), y[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -49,7 +49,7 @@ def _latency(report: Report) -> Check:
     """Of a load that the SLO names p99 must hold; without one, some load must be carried."""
     bound = f"p99 within {report.slo.latency_p99_ms:g} ms"
     slo_rate, at_least = _slo_rate(report)
-    if report.slo.rate_rps is None and report.slo.trace is None:
+    if not _load_is_named(report):
         unknown: Verdict = "unclear" if slo_rate is None else "fails"
         return Check(f"{bound}, at the highest rate that has it", rate(slo_rate, at_least=at_least),
                      "holds" if slo_rate else unknown)  # fmt: skip
@@ -93,19 +93,26 @@ def _slo_rate(report: Report) -> tuple[float | None, bool]:
 def _sentence(report: Report, verdict: Verdict) -> str:
     opening = {"holds": "Yes", "fails": "No", "unclear": "Can't tell yet"}[verdict]
     plan, chosen, (slo_rate, at_least) = report.plan, report.chosen, _slo_rate(report)
-    line = next((line for line in before_after(report) if line.key == "slo_rate"), None)
     parts = []
+    if chosen is not None and (slo_rate is None or _load_is_named(report)):
+        parts.append(f"has p99 {ms(chosen.latency_p99_s)} at {count(report.reference_rps or 0)} req/s")
     if slo_rate is not None:
         bound = f"{report.slo.latency_p99_ms:g} ms"
-        gain = f" ({line.ratio} what was there before)" if line and line.ratio not in ("-", "") else ""
-        parts.append(f"answers {rate(slo_rate, at_least=at_least)} with p99 within {bound}{gain}")
-    elif chosen is not None:
-        parts.append(f"has p99 {ms(chosen.latency_p99_s)} at {count(report.reference_rps or 0)} req/s")
+        parts.append(f"answers {rate(slo_rate, at_least=at_least)} with p99 within {bound}{_gain(report)}")
     accuracy = report.served.accuracy_in(plan.runtime.name)
     if accuracy is not None:
         parts.append(f"{'is right' if accuracy.metric == 'accuracy' else accuracy.metric} in {accuracy.value:.2%}")
-    told = " and ".join(parts) or "was not measured"
+    told = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) or "was not measured"
     return f"{opening}: {plan.variant_name} on {plan.runtime}, in batches of up to {plan.max_batch_size}, {told}."
+
+
+def _gain(report: Report) -> str:
+    said = next(line.ratio for line in before_after(report) if line.key == "slo_rate")
+    return "" if said in ("-", "") else f" ({said} what was there before)"
+
+
+def _load_is_named(report: Report) -> bool:
+    return report.slo.rate_rps is not None or report.slo.trace is not None
 
 
 def _caveats(report: Report) -> list[str]:

@@ -6,7 +6,9 @@ baseline trials. A ratio is after/before.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from cluster.plans import Configuration
 from cluster.studies import Outcome
@@ -31,7 +33,7 @@ class Line:
 
 def before_after_rows(report: Report) -> list[Row]:
     """(what, before, after, ratio): the table that a run ends with."""
-    return [astuple(line)[1:] for line in before_after(report)]
+    return [(line.what, line.before, line.after, line.ratio) for line in before_after(report)]
 
 
 def before_after(report: Report) -> list[Line]:
@@ -109,25 +111,35 @@ def _max(figures: Figures) -> str:
 def _of_study(report: Report) -> list[Line]:
     old, new = report.baseline, report.chosen
     load = f"at {count(round(report.reference_rps or 0))} req/s"
-    low, high = (o is not None and is_a_floor(report, o) for o in (old, new))
-    rates = [None if o is None else o.slo_rate_rps for o in (old, new)]
 
-    def line(key: str, what: str, say: object, figure: str) -> Line:
-        values = [None if o is None else getattr(o, figure) for o in (old, new)]
-        said = ["not measured" if o is None else say(v) for o, v in zip((old, new), values, strict=True)]  # type: ignore[operator]
-        return Line(key, what, *said, "" if figure == "attainment" else ratio(values[1], values[0]))
+    def line(key: str, what: str, figure: str, say: Callable[[Any], str]) -> Line:
+        before, after = (None if o is None else getattr(o, figure) for o in (old, new))
+        gain = "" if figure == "attainment" else ratio(after, before)
+        return Line(key, what, _said(old, before, say), _said(new, after, say), gain)
 
     return [
-        Line("slo_rate", f"SLO rate (p99 within {bound_label(report.slo.latency_p99_s)})",
-             "not measured" if old is None else rate(rates[0], at_least=low),
-             "not measured" if new is None else rate(rates[1], at_least=high), _bounded_ratio(*rates, low, high)),
-        line("max_rate", "max rate, closed loop", rate, "max_rate_rps"),
-        line("p50", f"p50 {load}", ms, "latency_p50_s"),
-        line("p99", f"p99 {load}", ms, "latency_p99_s"),
-        line("attainment", f"answered rightly within the bound {load}", "{:.2%}".format, "attainment"),
-        line("cost", f"CPU per million answers {load}", cost, "core_s_per_million"),
-        line("memory", "memory of the replicas", mib, "memory_bytes"),
-    ]  # fmt: skip
+        _study_slo_line(report, old, new),
+        line("max_rate", "max rate, closed loop", "max_rate_rps", rate),
+        line("p50", f"p50 {load}", "latency_p50_s", ms),
+        line("p99", f"p99 {load}", "latency_p99_s", ms),
+        line("attainment", f"answered rightly within the bound {load}", "attainment", "{:.2%}".format),
+        line("cost", f"CPU per million answers {load}", "core_s_per_million", cost),
+        line("memory", "memory of the replicas", "memory_bytes", mib),
+    ]
+
+
+def _said(outcome: Outcome | None, value: Any, say: Callable[[Any], str]) -> str:
+    return "not measured" if outcome is None else say(value)
+
+
+def _study_slo_line(report: Report, old: Outcome | None, new: Outcome | None) -> Line:
+    low, high = (o is not None and is_a_floor(report, o) for o in (old, new))
+    before, after = (None if o is None else o.slo_rate_rps for o in (old, new))
+    return Line(
+        "slo_rate", f"SLO rate (p99 within {bound_label(report.slo.latency_p99_s)})",
+        _said(old, before, lambda value: rate(value, at_least=low)),
+        _said(new, after, lambda value: rate(value, at_least=high)), _bounded_ratio(before, after, low, high),
+    )  # fmt: skip
 
 
 def _of_variants(report: Report) -> list[Line]:

@@ -84,10 +84,9 @@ def _sections(report: Report) -> list[Section]:
 
 
 def _section(section: Section) -> str:
-    inside = section.inside
-    if section.chart is not None:
-        inside = inside.replace("%CHART%", _chart(section.chart), 1)
-    return f'<section id="{section.name}"><h2>{escape(section.title)}</h2>{inside}</section>\n'
+    chart = "" if section.chart is None else _chart(section.chart)
+    title = escape(section.title)
+    return f'<section id="{section.name}"><h2>{title}</h2>{section.inside}{chart}{section.below}</section>\n'
 
 
 def _chart(chart: Chart) -> str:

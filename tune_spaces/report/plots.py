@@ -83,12 +83,15 @@ def layout(x: str, y: str, **more: Any) -> dict[str, Any]:
 
 
 def log_ticks(values: Iterable[float], unit: str = "") -> dict[str, Any]:
-    """A log axis over these, with margins, labelled at 1, 2 and 5."""
+    """A log axis over these, with margins, labelled at 1, 2 and 5 of each decade, or more often if it is short."""
     shown = [value for value in values if value > 0] or [1.0]
     low, high = min(shown) / 1.25, max(shown) * 1.25
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [digit * 10.0**exponent for exponent in exponents for digit in (1, 2, 5)]
-    ticks = [tick for tick in ticks if low <= tick <= high]
+    ticks: list[float] = []
+    for digits in ((1, 2, 5), (1, 2, 3, 4, 5, 6, 8)):
+        if len(ticks) < 4:
+            every = [digit * 10.0**exponent for exponent in exponents for digit in digits]
+            ticks = [tick for tick in every if low <= tick <= high]
     return {"type": "log", "range": [math.log10(low), math.log10(high)], "tickvals": ticks,
             "ticktext": [f"{tick:,g}{unit}" for tick in ticks]}  # fmt: skip
 

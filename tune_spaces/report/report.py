@@ -145,10 +145,11 @@ def _report(data: dict[str, Any]) -> Report:
 
 
 def _comparison(data: dict[str, Any]) -> Comparison:
-    lists = {key: tuple(value) if isinstance(value, list) else value for key, value in data["protocol"].items()}
-    return Comparison(
-        **data | {"protocol": Protocol(**lists), "before": _figures(data["before"]), "after": _figures(data["after"])}
-    )
+    protocol: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in data["protocol"].items()
+    }
+    made: dict[str, Any] = {side: _figures(data[side]) for side in ("before", "after")}
+    return Comparison(**data | made | {"protocol": Protocol(**protocol)})
 
 
 def _figures(data: dict[str, Any]) -> Figures:

@@ -20,7 +20,7 @@ _MARKERS: Mapping[str, tuple[str, str, str]] = {
 
 
 def search_chart(report: Report) -> Chart:
-    """Failed trials are crosses at the foot, whatever the scale."""
+    """Trials without the figure that counts are crosses at the foot, whatever the scale."""
     way = steps(report.study)
     figure = go.Figure()
     led = [step for step in way if step.best is not None]
@@ -44,7 +44,7 @@ def search_chart(report: Report) -> Chart:
     ))  # fmt: skip
     chips = [Chip(origin, ORIGINS[origin], _MARKERS[origin][2], _MARKERS[origin][1]) for origin in origins]
     if failed:
-        chips.append(Chip("", "failed", "var(--bad)", "✕"))
+        chips.append(Chip("", "failed, or not known", "var(--bad)", "✕"))
     return Chart("search", f"{len(way)} trials in order", figure, (("Asked for by", chips),), low=True)
 
 

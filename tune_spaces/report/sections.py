@@ -28,13 +28,14 @@ from tune_spaces.report.words import VERDICTS, sentence
 
 @dataclass(frozen=True)
 class Section:
-    """`name` is its anchor, `short` its word in the page's navigation; `inside` is HTML."""
+    """`name` is its anchor, `short` its word in the navigation; `inside` is HTML, and so is `below`, after the plot."""
 
     name: str
     short: str
     title: str
     inside: str
     chart: Chart | None = None
+    below: str = ""
 
 
 def answer_section(report: Report) -> Section:
@@ -88,20 +89,25 @@ def _figure(said: str) -> tuple[str, str]:
 
 def pareto_section(report: Report) -> Section:
     outcomes = report.study.outcomes()
-    failed, unlooked = failing(outcomes), [o for o in outcomes if o.slo_rate_rps is None]
+    failed = failing(outcomes)
+    hollow = [o for o in outcomes if o.slo_rate_rps is None and o not in failed]
     told = [
         "Each mark is one configuration under load. Up is more requests within the bound, left is faster answers; the "
         "dotted line joins those that nothing measured beats in both. An outlined mark is unbeaten when accuracy and "
         "cost count too. The larger the mark, the more CPU time an answer costs."
     ]
     if failed:
-        told.append(f"{len(failed)} refused or failed over 1% of their requests: only the table has them.")
-    if unlooked and len(unlooked) < len(outcomes):
-        told.append(f"{len(unlooked)} hollow ones show their closed-loop maximum: their SLO rate is not known.")
+        told.append(f"Only in the table, since over 1% of the requests were refused or failed: {len(failed)}.")
+    if hollow:
+        told.append(f"Hollow, at the closed loop's maximum, since the SLO rate is not known: {len(hollow)}.")
     rows = outcome_rows(report)
-    full = table(OUTCOME_HEADERS, rows, label="All configurations", kind="long", marked=lambda row: "chosen" in row[-1])
-    inside = f"<p>{escape(' '.join(told))}</p>%CHART%{details(f'All {len(rows)} configurations as a table', full)}"
-    return Section("pareto", "Trade-offs", "Which configurations are worth having?", inside, pareto_chart(report))
+    full = table(
+        OUTCOME_HEADERS, rows, label="All configurations", kind="long outcomes", marked=lambda row: "chosen" in row[-1]
+    )
+    return Section(
+        "pareto", "Trade-offs", "Which configurations are worth having?", f"<p>{escape(' '.join(told))}</p>",
+        pareto_chart(report), details(f"All {len(rows)} configurations as a table", full),
+    )  # fmt: skip
 
 
 def latency_section(report: Report) -> Section | None:
@@ -111,7 +117,7 @@ def latency_section(report: Report) -> Section | None:
     inside = (
         "<p>Every request counts from the moment when it was due, so a queue shows. At p99 one request in a hundred "
         "waited longer than the line says. Refused and failed requests are not in these lines: the table above counts "
-        "them.</p>%CHART%"
+        "them.</p>"
     )
     return Section("latency", "Latency", "How long do users wait?", inside, latency_chart(report))
 
@@ -125,15 +131,15 @@ def batch_section(report: Report) -> Section | None:
     said = details("The knees in words", bullets(knees(report)))
     inside = (
         "<p>The graph alone in a process of its own, without HTTP around it. The ring marks the knee: where a larger "
-        f"batch makes everyone wait longer and gains little.</p>%CHART%{said}"
-        f"{details(f'All {len(profiles)} profiles as a table', rows)}"
+        "batch makes everyone wait longer and gains little.</p>"
     )
-    return Section("batch", "Batching", "How large should a batch be?", inside, batch_chart(report))
+    below = said + details(f"All {len(profiles)} profiles as a table", rows)
+    return Section("batch", "Batching", "How large should a batch be?", inside, batch_chart(report), below)
 
 
 def search_section(report: Report) -> Section:
     study, predicted = report.study, prediction_rows(report.plan.predicted, report.plan.measured)
-    rows = table(TRIAL_HEADERS, trial_rows(study), label="All trials", kind="long")
+    rows = table(TRIAL_HEADERS, trial_rows(study), label="All trials", kind="long trials")
     told = table(PREDICTION_HEADERS, predicted, label="Predicted and measured")
     guess = (
         '<h3>Did the prediction hold?</h3><p class="note">From the batch curves, before anything was deployed. It '
@@ -144,9 +150,9 @@ def search_section(report: Report) -> Section:
     inside = (
         f"<p>{escape(sentence(report.plan.made_by))} Looked for: {escape(OBJECTIVES[report.slo.objective])}. The line "
         "is the best so far that kept the SLO; an outlined mark moved it.</p>"
-        f"%CHART%{details(f'All {len(study.trials)} trials as a table', rows)}{guess}"
     )
-    return Section("search", "Search", "How was it found?", inside, search_chart(report))
+    below = details(f"All {len(study.trials)} trials as a table", rows) + guess
+    return Section("search", "Search", "How was it found?", inside, search_chart(report), below)
 
 
 def setting_section(report: Report) -> Section:

@@ -75,9 +75,11 @@ def _said(configuration: Configuration, names: Mapping[str, str]) -> str:
 
 def objective_of(outcome: Outcome, slo: Slo) -> float | None:
     """What the objective compares, as people read it: req/s, ms, or core-seconds per million answers; None where over
-    1% failed, or nothing was answered."""
+    1% failed, or the cost is not known."""
+    if slo.objective == "min_cost":
+        return outcome.core_s_per_million
     worth = score(outcome, slo)
-    value = {"max_rate": worth, "min_latency": -worth * 1e3, "min_cost": -worth}[slo.objective]
+    value = worth if slo.objective == "max_rate" else -worth * 1e3
     return value if math.isfinite(value) else None
 
 
@@ -98,7 +100,7 @@ def steps(study: Study) -> list[Step]:
         value, improved = None, False
         if outcome is not None:
             value, worth = objective_of(outcome, slo), score(outcome, slo)
-            improved = holds(outcome, slo) and (worth_so_far is None or worth > worth_so_far)
+            improved = value is not None and holds(outcome, slo) and (worth_so_far is None or worth > worth_so_far)
             if improved:
                 best, worth_so_far = value, worth
         made.append(Step(trial, outcome, value, best, improved))
@@ -137,7 +139,7 @@ _FIGURES: Sequence[tuple[str, str, str, Callable[[float | None], str]]] = (
 
 def prediction_rows(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Those figures that were both predicted from profiles and measured live."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, counterpart, what, say in _FIGURES:
         guess, found = predicted.get(name), measured.get(counterpart)
         if isinstance(guess, int | float) and isinstance(found, int | float):

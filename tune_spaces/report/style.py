@@ -70,6 +70,8 @@ h2{font-size:1.5rem;line-height:1.25;margin:0 0 .5rem;letter-spacing:-.01em}
 #answer h2{font-size:clamp(1.9rem,4.5vw,2.6rem)}
 h3{font-size:1rem;margin:1.75rem 0 .5rem}
 section{margin:1.25rem 0;padding:1.75rem;background:var(--surface);border:1px solid var(--line);border-radius:14px}
+p,li,h2,h3,summary,figcaption{overflow-wrap:anywhere}
+th,td{overflow-wrap:break-word}
 section>p,figcaption,.note{color:var(--muted);max-width:68ch;margin:.25rem 0 1rem}
 .said{font-size:1.2rem;line-height:1.5;color:var(--ink)!important;max-width:60ch!important;overflow-wrap:anywhere}
 .badge{display:inline-block;border-radius:999px;padding:.05rem .6rem;font-size:.85rem;font-weight:600;
@@ -96,7 +98,7 @@ table.words td{text-align:left}table.words thead th{text-align:left}
 table.words td,table.words th{overflow-wrap:anywhere}table.words tbody th{width:34%}
 table.checks td:last-child{width:7rem;text-align:right}
 table.long td{white-space:nowrap}table.long td:last-child{white-space:normal;min-width:8rem}
-table.long td:nth-child(2):nth-last-child(9),table.long td:nth-child(3):nth-last-child(8){text-align:left}
+table.outcomes tbody th{min-width:13rem}table.trials :is(th,td):nth-child(-n+3){text-align:left}
 tr.mark>*{background:var(--raised)}
 .after{font-weight:650}
 .aside{border-left:3px solid var(--unsure);padding:.1rem 0 .1rem 1rem;margin:1.25rem 0 0}

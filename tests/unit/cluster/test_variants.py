@@ -19,12 +19,16 @@ from pydantic import ValidationError
 
 from cluster import variants
 from cluster.errors import ArtifactError
-from cluster.variants import Accuracy, ArtifactFile, Pass, TensorSpec, Variant
+from cluster.variants import Accuracy, ArtifactFile, Difference, Pass, TensorSpec, Variant
 
 IMAGE = TensorSpec(name="image", datatype="UINT8", shape=(-1, 1, 28, 28))
 LOGITS = TensorSpec(name="logits", datatype="FP32", shape=(-1, 10))
 MODEL = ArtifactFile(path="model.onnx", sha256="ab" * 32, size_bytes=7)
 ACCURACY = Accuracy(value=0.9, correct=9, total=10, interval=(0.6, 0.99), dataset="digits", runtime="onnxruntime")
+DIFFERENCE = Difference(
+    other_id="0" * 16, value=-0.01, interval=(-0.02, 0.0), bounds=(-0.018, -0.002), worst_class_drop=0.03
+)
+COMPARED = ACCURACY.model_copy(update={"runtime": "openvino", "to_parent": DIFFERENCE, "to_root": DIFFERENCE})
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -51,10 +55,11 @@ def test_the_id_never_changes() -> None:
         '{"family":"cnn","files":[{"path":"model.onnx","sha256":"' + "ab" * 32 + '","size_bytes":7}],"format":"onnx",'
         '"inputs":[{"datatype":"UINT8","name":"image","shape":[-1,1,28,28]}],"labels":["caf\\u00e9"],'
         '"outputs":[{"datatype":"FP32","name":"logits","shape":[-1,10]}],"parent_id":"0123456789abcdef",'
-        '"passes":[{"name":"quantize","params":{"bits":8,"ratio":0.5}}],"preprocessing":"","schema_version":1}'
+        '"passes":[{"name":"quantize","params":{"bits":8,"ratio":0.5}}],"precision":"int8","preprocessing":"",'
+        '"schema_version":2}'
     )
     passes = (Pass(name="quantize", params={"ratio": 0.5, "bits": 8}),)
-    made = make(parent_id="0123456789abcdef", passes=passes, labels=("café",))
+    made = make(parent_id="0123456789abcdef", passes=passes, labels=("café",), precision="int8")
     assert made.id == hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -72,7 +77,7 @@ def test_the_id_is_the_same_in_another_process() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"name": "other"}, {"accuracy": ACCURACY}, {"provenance": {"by": "me"}}, {"created_at": "2030"}],
+    [{"name": "other"}, {"accuracies": (ACCURACY,)}, {"provenance": {"by": "me"}}, {"created_at": "2030"}],
     ids=lambda change: next(iter(change)),
 )
 def test_the_id_is_blind_to_what_is_said_about_the_content(change: dict[str, Any]) -> None:
@@ -93,7 +98,8 @@ def test_the_id_is_blind_to_what_is_said_about_the_content(change: dict[str, Any
         {"outputs": (LOGITS.model_copy(update={"name": "scores"}),)},
         {"labels": ("cat", "dog")},
         {"preprocessing": "none"},
-        {"schema_version": 2},
+        {"schema_version": 3},
+        {"precision": "bf16"},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -107,7 +113,7 @@ def test_the_id_follows_the_content(change: dict[str, Any]) -> None:
 @settings(deadline=None)
 @given(params=st.dictionaries(st.text(), json_values, max_size=4), labels=st.lists(st.text(), max_size=3))
 def test_a_trip_through_json_changes_nothing(params: dict[str, Any], labels: list[str]) -> None:
-    before = make(passes=(Pass(name="p", params=params),), labels=tuple(labels), accuracy=ACCURACY)
+    before = make(passes=(Pass(name="p", params=params),), labels=tuple(labels), accuracies=(ACCURACY, COMPARED))
     data = json.loads(json.dumps(before.model_dump(mode="json")))
     assert data.pop("id") == before.id
     after = Variant.model_validate(data)
@@ -129,7 +135,7 @@ def test_it_is_frozen() -> None:
         MODEL.size_bytes = 8
 
 
-@pytest.mark.parametrize("each", [Variant, TensorSpec, ArtifactFile, Pass, Accuracy])
+@pytest.mark.parametrize("each", [Variant, TensorSpec, ArtifactFile, Pass, Accuracy, Difference])
 def test_fields_that_nobody_declared_are_refused(each: type[Variant]) -> None:
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         each.model_validate({"surprise": 1})
@@ -140,6 +146,11 @@ def test_fields_that_nobody_declared_are_refused(each: type[Variant]) -> None:
     [
         # What JSON would turn into something else, and so give another content's id.
         *((Pass, {"name": "p", "params": {"x": x}}) for x in (math.inf, math.nan, (1, 2), {1: 2}, {1}, b"x", object())),
+        (Variant, make().model_dump(exclude={"id"}) | {"precision": "fp8"}),
+        (Accuracy, ACCURACY.model_dump() | {"value": math.nan}),
+        (Accuracy, ACCURACY.model_dump() | {"interval": (0.1, math.inf)}),
+        (Difference, DIFFERENCE.model_dump() | {"bounds": (0.1,)}),
+        (Difference, DIFFERENCE.model_dump() | {"worst_class_drop": math.inf}),
         (TensorSpec, {"name": "x", "datatype": "FLOAT", "shape": (1,)}),
         (TensorSpec, {"name": "x", "datatype": "FP32", "shape": (-2,)}),
         (ArtifactFile, {"path": "../model.onnx", "sha256": "ab" * 32, "size_bytes": 1}),
@@ -152,6 +163,17 @@ def test_fields_that_nobody_declared_are_refused(each: type[Variant]) -> None:
 def test_values_out_of_range_are_refused(each: type[Any], fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         each.model_validate(fields)
+
+
+def test_accuracy_is_known_by_the_runtime_that_it_was_measured_in() -> None:
+    """Nothing is said of a runtime in which nothing was measured: executors round differently."""
+    both = make(accuracies=(ACCURACY, COMPARED))
+    assert both.accuracy == both.accuracy_in("onnxruntime") == ACCURACY
+    assert both.accuracy_in("openvino") == COMPARED
+    assert both.accuracy_in("torch") is None
+    assert make(accuracies=(COMPARED, ACCURACY)).accuracy == COMPARED, "the one that it was made for comes first"
+    assert make().accuracy is None
+    assert make().accuracy_in("onnxruntime") is None
 
 
 def test_the_size_is_that_of_all_files_and_the_model_is_the_one_called_so() -> None:

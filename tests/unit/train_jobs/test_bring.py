@@ -126,7 +126,7 @@ def with_reshapes(model: onnx.ModelProto) -> None:
     there, back = np.array([1, 2, HIDDEN // 2]), np.array([1, -1])
     model.graph.initializer.append(numpy_helper.from_array(there, "there"))
     model.graph.node[1].output[0] = "before"
-    model.graph.node.insert(2, helper.make_node("Reshape", ["before", "there"], ["between"]))
+    model.graph.node.insert(2, helper.make_node("Reshape", ["before", "there"], ["between"], allowzero=1))
     model.graph.node.insert(3, helper.make_node("Constant", [], ["back"], value=numpy_helper.from_array(back)))
     model.graph.node.insert(4, helper.make_node("Reshape", ["between", "back"], ["active"]))
 

@@ -1,8 +1,10 @@
-"""The plan: only variants whose floor holds, the fastest of them, at the batch that serves most and is soon done."""
+"""The plan: of what keeps the SLO the best by its objective; what differs by less than measurements scatter is decided
+by other means, and neither order nor chance has a say."""
 
 from __future__ import annotations
 
-import itertools
+import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,137 +12,241 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.control.planner import choose, eligible
+from cluster.control.planner import choose, holds, plan_of, ranked, score
 from cluster.errors import ConfigError
-from cluster.profiles import Profile
-from cluster.runtimes import RuntimeConfig
-from cluster.variants import Accuracy, ArtifactFile, TensorSpec, Variant, Verdict
+from cluster.plans import Configuration, Plan
+from cluster.runtimes.base import RuntimeConfig
+from cluster.slo import Objective, Slo
+from cluster.studies import LiveFigures, Outcome, Study, StudyHeader, Trial
 
 STORE = Path("/models")
-HERE = {"cpu": "this one"}
+MIB = 1 << 20
+NAMES = {"f" * 16: "cnn/fp32", "5" * 16: "cnn/int8"}
+LOADED = Slo(rate_rps=400.0)
 
 
-def variant(name: str, verdict: Verdict | None = None, *, parent: Variant | None = None, size: int = 100,
-            measured: bool = True) -> Variant:  # fmt: skip
-    accuracy = Accuracy(value=0.9, correct=9, total=10, interval=(0.6, 0.99), dataset="digits", runtime="onnxruntime",
-                        verdict=verdict)  # fmt: skip
-    return Variant(
-        name=name, family=name, format="onnx", parent_id=parent.id if parent else None,
-        files=(ArtifactFile(path="model.onnx", sha256="0" * 64, size_bytes=size),),
-        inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1,)),), outputs=(),
-        accuracy=accuracy if measured else None,
-    )  # fmt: skip
+def configuration(**fields: Any) -> Configuration:
+    usual = {"variant_id": "f" * 16, "variant_name": "cnn/fp32", "runtime": RuntimeConfig()}
+    return Configuration.model_validate(usual | fields)
 
 
-def profile(of: Variant, batch_size: int, throughput_rps: float, *, hardware: dict[str, Any] = HERE,
-            runtime: RuntimeConfig = RuntimeConfig()) -> Profile:  # noqa: B008 (frozen)
-    return Profile(
-        variant_id=of.id, runtime=runtime, batch_size=batch_size, latency_p50_s=batch_size / throughput_rps,
-        latency_p99_s=2 * batch_size / throughput_rps, throughput_rps=throughput_rps, memory_bytes=1, hardware=hardware,
-    )  # fmt: skip
+def outcome(batch: int = 32, **fields: Any) -> Outcome:
+    """`batch` tells outcomes apart."""
+    usual: dict[str, Any] = {
+        "configuration": configuration(max_batch_size=batch), "accuracy": 0.95, "trials": 1, "slo_rate_rps": 800.0,
+        "slo_rates_rps": (800.0,), "max_rate_rps": 1000.0, "latency_p50_s": 0.004, "latency_p99_s": 0.012,
+        "attainment": 1.0, "core_s_per_million": 900.0, "memory_bytes": 200 * MIB, "reference_rate_rps": 400.0,
+    }  # fmt: skip
+    return Outcome(**usual | fields)
 
 
-ROOT = variant("root")
+rates = st.none() | st.floats(0, 1e4)
+outcomes = st.lists(
+    st.builds(
+        outcome, batch=st.integers(1, 64), accuracy=st.sampled_from([0.93, 0.95]), slo_rate_rps=rates,
+        max_rate_rps=st.floats(0, 1e4), latency_p99_s=st.floats(1e-3, 0.2) | st.just(math.inf),
+        core_s_per_million=st.none() | st.floats(1, 1e5), memory_bytes=st.none() | st.integers(1, 1 << 31),
+    ),
+    max_size=8, unique_by=lambda o: o.configuration.key,
+)  # fmt: skip
+slos = st.builds(
+    Slo, rate_rps=st.just(400.0), objective=st.sampled_from(["max_rate", "min_latency", "min_cost"]),
+    budget=st.sampled_from([{}, {"memory_mib": 512}]),
+) | st.builds(Slo)  # fmt: skip
+
+
+# Keeping the promise
 
 
 @pytest.mark.parametrize(
-    ("verdict", "with_parent", "allowed"),
+    ("slo", "fields", "kept"),
     [
-        ("holds", True, True),
-        ("fails", True, False),
-        ("unclear", True, False),
-        (None, True, False),
-        (None, False, True),
-        ("holds", False, True),
-        ("fails", False, False),
-        ("unclear", False, False),
+        (LOADED, {"latency_p99_s": 0.05}, True),  # the bound itself
+        (LOADED, {"latency_p99_s": 0.0501}, False),
+        (LOADED, {"latency_p99_s": math.inf}, False),
+        (LOADED, {"slo_rate_rps": None}, True),
+        (Slo(rate_rps=400, latency_p99_ms=10), {}, False),
+        (Slo(), {"slo_rate_rps": 0.5, "latency_p99_s": 1.0}, True),  # no load is named: any rate that holds will do
+        (Slo(), {"slo_rate_rps": 0.0}, False),
+        (Slo(), {"slo_rate_rps": None}, False),
+        *((slo.model_copy(update={"budget": slo.budget.model_copy(update={"memory_mib": 200})}), {"memory_bytes": used},
+           kept)
+          for slo in (LOADED, Slo())
+          for used, kept in ((200 * MIB, True), (200 * MIB + 1, False), (None, False))),
+        (LOADED, {"memory_bytes": None}, True),
+    ],
+)  # fmt: skip
+def test_what_holds(slo: Slo, fields: dict[str, Any], kept: bool) -> None:
+    assert holds(outcome(**fields), slo) is kept
+
+
+# The objective
+
+
+@pytest.mark.parametrize(
+    ("objective", "better", "worse"),
+    [
+        ("max_rate", {"slo_rate_rps": 900.0}, {"slo_rate_rps": 800.0, "max_rate_rps": 5000.0}),
+        ("max_rate", {"slo_rate_rps": 500.0}, {"slo_rate_rps": None, "max_rate_rps": 5000.0}),  # held 400, no more
+        ("max_rate", {"slo_rate_rps": None}, {"slo_rate_rps": 300.0}),
+        ("max_rate", {"slo_rate_rps": None}, {"slo_rate_rps": None, "latency_p99_s": 0.06, "max_rate_rps": 5000.0}),
+        ("min_latency", {"latency_p99_s": 0.010}, {"latency_p99_s": 0.020, "slo_rate_rps": 5000.0}),
+        ("min_cost", {"core_s_per_million": 800.0}, {"core_s_per_million": 900.0, "slo_rate_rps": 5000.0}),
+        ("min_cost", {"core_s_per_million": 1e5}, {"core_s_per_million": None, "max_rate_rps": 5000.0}),
+        ("min_cost", {"core_s_per_million": None}, {"core_s_per_million": None, "max_rate_rps": 500.0}),
+        ("min_cost", {"core_s_per_million": None}, {"core_s_per_million": None, "max_rate_rps": 0.0}),
     ],
 )
-def test_who_is_eligible(verdict: Verdict | None, with_parent: bool, allowed: bool) -> None:
-    one = variant("one", verdict, parent=ROOT if with_parent else None)
-    assert eligible([one]) == ([one] if allowed else [])
+def test_what_each_objective_prefers(objective: Objective, better: dict[str, Any], worse: dict[str, Any]) -> None:
+    slo = Slo(rate_rps=400, objective=objective)
+    one, other = outcome(1, **better), outcome(2, **worse)
+    assert score(one, slo) > score(other, slo)
+    if holds(other, slo):
+        assert ranked([other, one], slo) == [one, other]
 
 
-def test_what_was_never_measured_is_not_eligible() -> None:
-    assert eligible([variant("one", measured=False)]) == []
+@given(found=outcomes, slo=slos)
+def test_ranked_are_those_that_hold_and_none_before_one_that_is_clearly_better(found: list[Outcome], slo: Slo) -> None:
+    order = ranked(found, slo)
+    assert sorted(o.configuration.key for o in order) == sorted(o.configuration.key for o in found if holds(o, slo))
+    for place, one in enumerate(order):
+        best = max(score(o, slo) for o in order[place:])
+        assert score(one, slo) >= best - 0.03 * abs(best)
 
 
-def test_a_child_of_a_fallen_parent_is_not_eligible() -> None:
-    fallen = variant("fallen", "fails", parent=ROOT)
-    child = variant("child", "holds", parent=fallen)
-    grandchild = variant("grandchild", "holds", parent=child)
-    assert eligible([grandchild, child, fallen, ROOT]) == [ROOT]
+@given(found=outcomes, slo=slos, seed=st.integers(0, 1000))
+def test_the_order_of_the_measurements_decides_nothing(found: list[Outcome], slo: Slo, seed: int) -> None:
+    shuffled = random.Random(seed).sample(found, len(found))
+    assert ranked(shuffled, slo) == ranked(found, slo)
 
 
-@given(
-    verdicts=st.lists(st.sampled_from(["holds", "fails", "unclear"]), min_size=1, max_size=5),
-    speeds=st.lists(st.floats(1, 1e6), min_size=5, max_size=5),
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"latency_p99_s": 0.010}, {"latency_p99_s": 0.012, "slo_rate_rps": 820.0}),  # the faster answer
+        ({"accuracy": 0.96}, {"slo_rate_rps": 820.0}),  # then the better accuracy
+        ({"latency_p99_s": 0.01204, "accuracy": 0.96}, {"latency_p99_s": 0.01196}),  # 0.1 ms is no difference
+        ({"batch": 8}, {"batch": 16, "slo_rate_rps": 820.0}),  # then the smaller batch
+        ({"batch": 16, "slo_rate_rps": 820.0}, {"batch": 16, "number": 1}),  # then the rate after all
+    ],
 )
-def test_the_plan_is_always_the_fastest_of_those_that_hold(verdicts: list[Verdict], speeds: list[float]) -> None:
-    made = [variant(f"v{number}", verdict, parent=ROOT) for number, verdict in enumerate(verdicts)]
-    profiles = [profile(one, 8, speed) for one, speed in zip(made, speeds, strict=False)]
-    fit = {one.id: speed for one, speed, verdict in zip(made, speeds, verdicts, strict=False) if verdict == "holds"}
-    if not fit:
-        with pytest.raises(ConfigError, match="train longer"):
-            choose(made, profiles, model_name="m", store=STORE)
+def test_what_is_as_good_is_decided_by_other_means(one: dict[str, Any], other: dict[str, Any]) -> None:
+    made = []
+    for queue, fields in enumerate((one, other), start=512):
+        batch = fields.get("batch", 32)
+        fields = {name: value for name, value in fields.items() if name not in ("batch", "number")}
+        chosen = configuration(max_batch_size=batch, max_queued_requests=queue)
+        made.append(outcome(configuration=chosen, **fields))
+    for order in (made, made[::-1]):
+        assert ranked(order, Slo())[0] == made[0]
+
+
+def test_what_is_clearly_better_is_not_left_for_a_faster_answer() -> None:
+    best, fast = outcome(1, slo_rate_rps=1000.0, latency_p99_s=0.040), outcome(2, slo_rate_rps=969.0)
+    assert ranked([fast, best], Slo()) == [best, fast]
+    near = outcome(3, slo_rate_rps=971.0)
+    assert ranked([fast, best, near], Slo()) == [near, best, fast]
+
+
+# The choice
+
+
+def study(slo: Slo, *found: Outcome, seed: int = 0) -> Study:
+    """Each outcome as one trial, in an order by `seed`."""
+    header = StudyHeader(
+        name="demo", slo=slo, variants=NAMES, accuracies={key: {"onnxruntime": 0.95} for key in NAMES}, protocol={},
+        cpus={}, hardware={}, hardware_key="a machine", command="", created_at="",
+    )  # fmt: skip
+    trials = [
+        Trial(
+            number=number, configuration=o.configuration, origin="grid", seed=1, started_at="", took_s=1.0,
+            figures=LiveFigures(
+                max_rate_rps=o.max_rate_rps, slo_rate_rps=o.slo_rate_rps, reference_rate_rps=o.reference_rate_rps,
+                latency_p50_s=o.latency_p50_s, latency_p99_s=None if math.isinf(o.latency_p99_s) else o.latency_p99_s,
+                attainment=o.attainment, error_rate=0.0, core_s_per_million=o.core_s_per_million,
+                memory_bytes=o.memory_bytes, client_cpu_share=0.1,
+            ),
+        )
+        for number, o in enumerate(random.Random(seed).sample(found, len(found)), start=1)
+    ]  # fmt: skip
+    return Study(header, tuple(trials))
+
+
+def test_the_plan_deploys_the_best_and_says_what_was_measured() -> None:
+    best, other = outcome(8, slo_rate_rps=900.0), outcome(16)
+    slo = Slo(model_name="digits")
+    plan = choose(study(slo, other, best), store=STORE, predicted={"capacity_rps": 1100.0, "never": math.inf})
+    assert plan.key == best.configuration.key
+    assert (plan.model_name, plan.store, plan.num_cpus_per_replica) == ("digits", "/models", 1.0)
+    assert Slo.model_validate(plan.slo) == slo
+    assert plan.predicted == {"capacity_rps": 1100.0, "never": None}
+    assert plan.measured == {
+        "slo_rate_rps": 900.0, "max_rate_rps": 1000.0, "latency_p50_s": 0.004, "latency_p99_s": 0.012, "accuracy": 0.95,
+        "core_s_per_million": 900.0, "memory_bytes": 200 * MIB, "trials": 1,
+    }  # fmt: skip
+    assert plan.made_by == "study demo: best of 2 configurations measured live by max_rate"
+
+
+@given(found=outcomes, slo=slos, seed=st.integers(0, 1000))
+def test_the_choice_is_the_same_in_whatever_order_the_trials_came(found: list[Outcome], slo: Slo, seed: int) -> None:
+    orders = study(slo, *found), study(slo, *found, seed=seed)
+    if not any(holds(o, slo) for o in found):
+        said = set()
+        for each in orders:
+            with pytest.raises(ConfigError) as caught:
+                choose(each, store=STORE)
+            said.add(str(caught.value))
+        assert len(said) == 1
         return
-    plan = choose(made, profiles, model_name="m", store=STORE)
-    assert plan.variant_id in fit
-    assert fit[plan.variant_id] == max(fit.values())
-    assert plan.predicted["kernel_throughput_rps"] == max(fit.values())
+    one, other = (choose(each, store=STORE) for each in orders)
+    assert one == other
+    assert one.key == ranked(found, slo)[0].configuration.key
+    assert Plan.model_validate_json(one.model_dump_json()) == one
 
 
-def test_the_cap_counts_what_a_batch_costs_outside_the_graph() -> None:
-    """The kernel alone is best at 16; with a millisecond a batch on top, more is served in larger ones."""
-    speeds = {1: 24_000.0, 8: 46_000.0, 16: 46_600.0, 32: 40_800.0, 64: 40_500.0, 128: 40_100.0, 512: 40_000.0}
-    profiles = [profile(ROOT, size, speed) for size, speed in speeds.items()]
-    plan = choose([ROOT], profiles, model_name="m", store=STORE)
-    assert plan.max_batch_size == 128, "512 take over 10 ms"
-    assert plan.predicted["kernel_throughput_rps"] == 40_100.0
+def test_each_replica_asks_for_the_cores_that_its_runtime_keeps_busy() -> None:
+    runtime = RuntimeConfig(name="openvino", threads=2, streams=3)
+    plan = plan_of(
+        configuration(runtime=runtime, num_replicas=2), model_name="m", store=STORE, made_by="hand",
+        default_timeout_s=0.5,
+    )  # fmt: skip
+    assert (plan.num_cpus_per_replica, plan.num_replicas, plan.default_timeout_s) == (6.0, 2, 0.5)
+    assert plan.key == configuration(runtime=runtime, num_replicas=2).key
+    copied = plan_of(plan, model_name="n", store=STORE, made_by="another's plan")
+    assert (copied.key, copied.model_name, copied.default_timeout_s) == (plan.key, "n", None)
 
 
-def test_where_every_batch_is_long_the_shortest_waits_least() -> None:
-    speeds = {1: 10.0, 4: 96.0, 8: 100.0, 16: 99.0}
-    plan = choose([ROOT], [profile(ROOT, size, rps) for size, rps in speeds.items()], model_name="m", store=STORE)
-    assert plan.max_batch_size == 4
+# Nothing holds
 
 
-def test_a_good_batch_of_another_runtime_does_not_count() -> None:
-    one, two = RuntimeConfig(threads=1), RuntimeConfig(threads=2)
-    profiles = [profile(ROOT, 32, 1000.0, runtime=two), profile(ROOT, 2, 990.0, runtime=one)]
-    plan = choose([ROOT], profiles, model_name="m", store=STORE)
-    assert (plan.runtime, plan.max_batch_size, plan.num_cpus_per_replica) == (two, 32, 2.0)
-
-
-def test_the_smaller_file_wins_a_tie() -> None:
-    small, large = variant("small", "holds", parent=ROOT, size=10), variant("large", "holds", parent=ROOT, size=20)
-    for order in itertools.permutations([small, large]):
-        plan = choose(order, [profile(one, 8, 500.0) for one in order], model_name="m", store=STORE)
-        assert plan.variant_name == "small"
-
-
-@given(order=st.permutations(range(6)))
-def test_the_order_of_the_measurements_decides_nothing(order: list[int]) -> None:
-    twins = [variant("a", "holds", parent=ROOT), variant("b", "holds", parent=ROOT)]
-    profiles = [profile(one, size, 500.0) for one in twins for size in (4, 8, 16)]
-    plan = choose(twins, profiles, model_name="m", store=STORE)
-    assert choose(twins[::-1], [profiles[i] for i in order], model_name="m", store=STORE) == plan
-
-
-def test_what_the_plan_says_comes_from_the_measurements() -> None:
-    plan = choose([ROOT], [profile(ROOT, 8, 500.0)], model_name="classifier", store=STORE, num_replicas=3)
-    assert plan.model_name == "classifier"
-    assert (plan.variant_id, plan.variant_name) == (ROOT.id, "root")
-    assert (plan.store, plan.num_replicas) == ("/models", 3)
-
-
-def test_a_variant_that_holds_but_was_not_profiled_is_named() -> None:
-    other = variant("other", "fails", parent=ROOT)
-    with pytest.raises(ConfigError, match=r"\['root'\].*profiles"):
-        choose([ROOT, other], [profile(other, 8, 500.0)], model_name="m", store=STORE)
-
-
-def test_profiles_of_several_machines_do_not_compare() -> None:
-    profiles = [profile(ROOT, 8, 500.0), profile(ROOT, 16, 900.0, hardware={"cpu": "that one"})]
-    with pytest.raises(ConfigError, match="several machines"):
-        choose([ROOT], profiles, model_name="m", store=STORE)
+@pytest.mark.parametrize(
+    ("slo", "found", "said"),
+    [
+        (LOADED, [], r"no configuration could be measured; the trials' files say why"),
+        (
+            LOADED,
+            [outcome(1, latency_p99_s=0.08), outcome(2, latency_p99_s=0.06), outcome(4, latency_p99_s=math.inf)],
+            r"none of 3 configurations holds 400 req/s with p99 within 50 ms; nearest: cnn/fp32 on onnxruntime, "
+            r"max_batch_size 2, .*, p99 60\.0 ms at 400 req/s, at most 1,000 req/s, 200 MiB; give it more cores, a "
+            r"lower rate or a longer bound",
+        ),
+        (
+            Slo(rate_rps=400, budget={"memory_mib": 100}),
+            [outcome(1), outcome(2, latency_p99_s=0.011)],
+            r"within 50 ms and 100 MiB; nearest: .*max_batch_size 2, .* 200 MiB; give it more memory$",
+        ),
+        (  # what is within the budget is nearer
+            Slo(rate_rps=400, budget={"memory_mib": 300}),
+            [outcome(1, memory_bytes=301 * MIB), outcome(2, latency_p99_s=0.08), outcome(4, memory_bytes=None)],
+            r"nearest: .*max_batch_size 2, .*p99 80\.0 ms .* longer bound",
+        ),
+        (
+            Slo(),
+            [outcome(1, slo_rate_rps=0.0, latency_p99_s=math.inf, reference_rate_rps=55.0)],
+            r"none of 1 configurations holds any rate with p99 within 50 ms; nearest: .*, over 1% failed at 55 req/s",
+        ),
+    ],
+)
+def test_where_nothing_holds_the_nearest_is_named(slo: Slo, found: list[Outcome], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        choose(study(slo, *found), store=STORE)

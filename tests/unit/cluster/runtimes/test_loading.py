@@ -15,10 +15,13 @@ def python(code: str) -> str:
 
 
 def test_importing_the_package_imports_no_runtime() -> None:
-    assert python("import sys, cluster.runtimes; print({'torch', 'onnxruntime', 'openvino'} & set(sys.modules))") == "set()"
+    runtimes = "{'torch', 'onnxruntime', 'openvino'}"
+    assert python(f"import sys, cluster.runtimes; print({runtimes} & set(sys.modules))") == "set()"
 
 
-@pytest.mark.parametrize(("runtime", "format_"), [("torch", "torch_export"), ("onnxruntime", "onnx"), ("openvino", "onnx")])
+@pytest.mark.parametrize(
+    ("runtime", "format_"), [("torch", "torch_export"), ("onnxruntime", "onnx"), ("openvino", "onnx")]
+)
 def test_a_runtime_that_is_not_installed_says_what_to_install(runtime: str, format_: str) -> None:
     said = python(
         "import sys\n"

@@ -1,7 +1,7 @@
 """StreamedRuntime splits what has rows, and only that; its lanes compute side by side and never two threads in one.
 
-The contract of all runtimes (tests/contracts/test_streams.py) runs on real lanes; here some lanes are made to meet or to
-fail on purpose."""
+The contract of all runtimes (tests/contracts/test_streams.py) runs on real lanes; here some are made to meet or fail.
+"""
 
 from __future__ import annotations
 

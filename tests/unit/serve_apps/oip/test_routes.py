@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import InferenceFailed
+from cluster.variants import TensorSpec
 from serve_apps.oip import routes
 from serve_apps.oip.codec import HEADER_LENGTH, encode_request
 from serve_apps.oip.routes import OipApp
@@ -92,11 +93,57 @@ def test_model_paths(versioned: bool) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("versioned", [False, True])
+def test_config_tells_how_the_model_is_served_in_triton_s_words(versioned: bool) -> None:
+    async def test() -> None:
+        host = Host(max_batch_size=8, max_queued_requests=99)
+        version = host.variant.id
+        path = "/v2/models/adder" + (f"/versions/{version}" if versioned else "") + "/config"
+        answer = await ask(routed(host), "GET", path)
+        assert answer.json() == {
+            "name": "adder", "platform": "onnx_onnxv1", "backend": "onnxruntime",
+            "version_policy": {"specific": {"versions": [version]}}, "max_batch_size": 8,
+            "input": [{"name": "x", "data_type": "TYPE_INT32", "dims": [3]}],
+            "output": [
+                {"name": "total", "data_type": "TYPE_INT64", "dims": []},
+                {"name": "twice", "data_type": "TYPE_FP32", "dims": [3]},
+            ],
+            "instance_group": [{"kind": "KIND_CPU", "count": 2}],
+            "dynamic_batching": {"max_queue_delay_microseconds": 0},
+            "parameters": {
+                "variant": {"string_value": "sum/1"}, "precision": {"string_value": "fp32"},
+                "max_queued_requests": {"string_value": "99"}, "runtime.name": {"string_value": "onnxruntime"},
+                "runtime.threads": {"string_value": "1"}, "runtime.inter_op_threads": {"string_value": "1"},
+                "runtime.streams": {"string_value": "2"},
+            },
+        }  # fmt: skip
+        host.variant = variant("sum/2", precision="int8", family="other")
+        now = (await ask(routed(host), "GET", "/v2/models/adder/config")).json()
+        assert now["parameters"]["precision"]["string_value"] == "int8"
+        assert now["version_policy"]["specific"]["versions"] == [host.variant.id] != [version]
+        host.batcher.close()
+
+    run(test())
+
+
+def test_text_is_a_string_in_triton_s_words() -> None:
+    async def test() -> None:
+        host = Host()
+        spec = TensorSpec(name="x", datatype="BYTES", shape=(-1, 1))
+        host.variant = variant(inputs=(spec,))
+        (entry,) = (await ask(routed(host), "GET", "/v2/models/adder/config")).json()["input"]
+        assert entry == {"name": "x", "data_type": "TYPE_STRING", "dims": [1]}
+        host.batcher.close()
+
+    run(test())
+
+
 def test_head_is_get_without_a_body() -> None:
     async def test() -> None:
         host = Host()
         app = routed(host)
-        for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/adder", "/v2/models/adder/ready"):
+        for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/adder", "/v2/models/adder/ready",
+                     "/v2/models/adder/config"):  # fmt: skip
             get, head = await ask(app, "GET", path), await ask(app, "HEAD", path)
             assert (head.status, head.headers, head.body) == (get.status, get.headers, b"")
         host.batcher.close()
@@ -112,6 +159,7 @@ def test_head_is_get_without_a_body() -> None:
         ("/v2/health/ready", "GET, HEAD", ["POST"]),
         ("/v2/models/adder", "GET, HEAD", ["POST"]),
         ("/v2/models/adder/ready", "GET, HEAD", ["PATCH"]),
+        ("/v2/models/adder/config", "GET, HEAD", ["POST", "PUT"]),
         (INFER, "POST", ["GET", "HEAD", "PUT", "OPTIONS", "X" * 500]),
     ],
 )

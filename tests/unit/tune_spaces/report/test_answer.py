@@ -38,6 +38,12 @@ def test_no_where_accuracy_fails_or_the_p99_at_the_asked_load_does() -> None:
     assert "p99 6." in answer(late).checks[0].measured
 
 
+def test_a_named_load_is_answered_at_that_load() -> None:
+    found = answer(made.report(compared=False, slo=Slo(rate_rps=made.REFERENCE_RPS)))
+    assert "has p99 6.25 ms at 400 req/s, answers 2,666 req/s with p99 within 50 ms" in found.sentence
+    assert found.sentence.endswith(" and is right in 91.61%.")
+
+
 def test_the_longer_comparison_has_the_last_word_on_a_named_load() -> None:
     report = made.report(slo=Slo(rate_rps=made.REFERENCE_RPS))
     assert report.comparison is not None

@@ -109,6 +109,24 @@ def test_a_plot_has_what_was_measured(compared: bool) -> None:
     assert knees == [[curve.knee.batch_size] for curve in report.curves]
 
 
+def test_what_has_no_place_in_the_plot_is_counted_beside_it() -> None:
+    report = made.report(compared=False)
+    changes: dict[int, dict[str, None]] = {17: {"latency_p99_s": None}, 16: {"slo_rate_rps": None}}
+    trials = tuple(
+        trial.model_copy(update={"figures": trial.figures.model_copy(update=changes.get(trial.number, {}))})
+        if trial.figures is not None
+        else trial
+        for trial in report.study.trials
+    )
+    changed = made.report(compared=False, study=type(report.study)(report.study.header, trials))
+    drawn = json.loads(pareto_chart(changed).figure.to_json())["data"]
+    assert sum(len(trace["x"]) for trace in drawn if trace["mode"] == "markers") == 15
+    assert sum("open" in symbol for trace in drawn[1:] for symbol in trace["marker"]["symbol"]) == 1
+    text = page(changed)
+    assert "over 1% of the requests were refused or failed: 1." in text
+    assert "since the SLO rate is not known: 1." in text
+
+
 def test_a_report_with_little_in_it_is_still_a_page() -> None:
     report = made.report(compared=False, curves=[], left_out=[], files={})
     alone = tuple(trial for trial in report.study.trials if trial.origin == "confirm")[:1]

@@ -46,6 +46,16 @@ def test_a_p99_that_failed_is_no_point_of_the_plot() -> None:
     assert step.outcome is not None
 
 
+def test_a_cost_that_is_not_known_is_no_point_and_never_leads() -> None:
+    study = made.study(made.variants(), Slo(objective="min_cost", rate_rps=made.REFERENCE_RPS))
+    first = study.trials[0]
+    assert first.figures is not None
+    unknown = first.model_copy(update={"figures": first.figures.model_copy(update={"core_s_per_million": None})})
+    way = steps(Study(study.header, (unknown, *study.trials[1:3])))
+    assert [step.value is None for step in way] == [True, False, False]
+    assert [step.improved for step in way][:2] == [False, True]
+
+
 def test_a_failed_trial_has_its_reason_in_its_row() -> None:
     rows = trial_rows(made.study(made.variants(), Slo(), error="no room"))
     assert all(len(row) == len(TRIAL_HEADERS) for row in rows)
