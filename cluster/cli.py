@@ -72,7 +72,9 @@ def _run(command: str, **kwargs: Any) -> None:
         typer.echo(f"sluice {command}: {error}; {hint}", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
-        ending = "the cluster goes on deploying" if command == "deploy" else "everything it started is stopped"
+        endings = {"deploy": "the cluster goes on deploying", "variants promote": "all is as it was",
+                   "variants rollback": "all is as it was"}  # fmt: skip
+        ending = endings.get(command, "everything it started is stopped")
         typer.echo(f"sluice {command}: interrupted; {ending}.", err=True)
         raise typer.Exit(130) from None
 

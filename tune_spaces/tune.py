@@ -22,7 +22,6 @@ import psutil
 from cluster import manifests, native
 from cluster.artifacts import ArtifactStore
 from cluster.control.planner import choose, ranked
-from cluster.control.prediction import FrontCost
 from cluster.control.serve_config import serve_config, to_yaml
 from cluster.errors import ConfigError
 from cluster.hardware import fingerprint, profile_key
@@ -38,7 +37,7 @@ from tune_spaces.live import TRIAL_PROTOCOLS, LiveDeployment, TrialProtocol
 from tune_spaces.measure import Bench
 from tune_spaces.profiler import profile, runtime_configs
 from tune_spaces.report.report import Report, write
-from tune_spaces.search import Recorder, Search, SearchBudget, front_cost
+from tune_spaces.search import Recorder, Search, SearchBudget
 from tune_spaces.spaces import SearchSpace, candidates, search_space
 from tune_spaces.stages import Cores, Stages
 from tune_spaces.traffic import target_of
@@ -112,7 +111,7 @@ def tune(
     cores = Cores.split(slo.budget.cores)
     space = space_of(variants, slo, store, cores=cores, stages=stages)
     baseline = baseline_of(space, variants)
-    records = StudyStore(folder / "study")
+    records = StudyStore((folder / "study").resolve())  # trials run in a worker, which has a folder of its own
     records.open(header_of(variants, slo, space, protocol, cores, name=folder.name, command=command))
     _keep_space(space, folder)
     variant = next(v for v in variants if v.id == baseline.variant_id)
@@ -160,13 +159,9 @@ def plan_from(study: Study, space: SearchSpace, store: ArtifactStore) -> Plan:
     slo = study.header.slo
     plan = choose(study, store=store.root)
     best = ranked(study.outcomes(), slo)[0].configuration
-    front = front_cost(space, study)
-    said = {"uncalibrated": space.predict(best, slo, FrontCost()), "calibrated": space.predict(best, slo, front)}
-    predicted: dict[str, Any] = {}
-    for name, prediction in said.items():
-        figures = asdict(prediction)
-        del figures["memory_bytes"]  # of runtime and variant alone: not what is measured
-        predicted |= {f"{field}_{name}": value for field, value in figures.items() if _finite(value)}
+    figures = asdict(space.predict(best, slo))
+    del figures["memory_bytes"]  # of runtime and variant alone: not what is measured
+    predicted: dict[str, Any] = {name: value for name, value in figures.items() if _finite(value)}
     return plan.model_copy(update={"predicted": predicted})
 
 

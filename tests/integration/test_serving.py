@@ -21,10 +21,11 @@ from cluster.control.serve_config import serve_config
 from cluster.errors import InferenceFailed
 from cluster.load import Target, build_request, poisson, run_open_loop
 from cluster.local import LocalCluster
+from cluster.runtimes import RuntimeConfig
 from serve_apps.oip.codec import decode_response, encode_request
 from tests.conftest import Trained, deploy, marked, plan_of
 from tests.poison import poisonous_variant
-from tune_spaces.traffic import check_answers, classifier_target
+from tune_spaces.traffic import check_answers, target_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -86,10 +87,10 @@ def test_answers_are_those_of_the_variant(client: httpx.Client, trained: Trained
 
 
 def test_the_demo_would_notice_wrong_answers(served: LocalCluster, trained: Trained) -> None:
-    target = classifier_target("127.0.0.1", served.http_port, "classifier", trained.pictures)
-    check_answers(trained.store, trained.int8, target, trained.pictures)
-    with pytest.raises(InferenceFailed, match="picture 0"):
-        check_answers(trained.store, trained.fp32, target, trained.pictures)
+    target = target_of("127.0.0.1", served.http_port, "classifier", trained.int8, trained.pictures)
+    check_answers(trained.store, trained.int8, target, trained.pictures, RuntimeConfig())
+    with pytest.raises(InferenceFailed, match="sample 0"):
+        check_answers(trained.store, trained.fp32, target, trained.pictures, RuntimeConfig())
 
 
 def test_metadata_and_health(client: httpx.Client, trained: Trained) -> None:

@@ -21,6 +21,9 @@ from train_jobs.datasets import LabelledDataset
 from train_jobs.loop import correct
 from train_jobs.parallel.shards import batches
 
+_STEPS, _SMALLEST_BATCH = 40, 16
+"""An epoch of a small set has so many steps at least, unless its batches would become smaller than that."""
+
 
 class FinetuneConfig(BaseModel):
     """AdamW with a one-cycle schedule."""
@@ -29,6 +32,7 @@ class FinetuneConfig(BaseModel):
 
     epochs: int = Field(default=3, ge=1)
     batch_size: int = Field(default=128, ge=1)
+    """At most: a small set takes smaller batches, so that an epoch has steps enough to learn anything."""
     lr: float = Field(default=3e-3, gt=0)
     """The highest of the cycle."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -52,7 +56,8 @@ def finetune(
     y, y_val = (torch.from_numpy(dataset.y_train[part]) for part in (order[kept:], order[:kept]))
     tuned = copy.deepcopy(model).to(memory_format=torch.channels_last)  # 1.7 times as fast on a CPU
     optimizer = torch.optim.AdamW(tuned.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    steps = math.ceil(len(x) / config.batch_size) * config.epochs
+    batch_size = min(config.batch_size, max(_SMALLEST_BATCH, len(x) // _STEPS))
+    steps = math.ceil(len(x) / batch_size) * config.epochs
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.lr, total_steps=steps + 1)
     best, best_right = copy.deepcopy(tuned.state_dict()), correct(tuned, x_val, y_val)
     with torch.random.fork_rng():
@@ -60,7 +65,7 @@ def finetune(
         for epoch in range(config.epochs):
             tuned.train()
             losses = []
-            for index, _ in batches(len(x), config.batch_size, epoch=epoch, seed=config.seed):
+            for index, _ in batches(len(x), batch_size, epoch=epoch, seed=config.seed):
                 if len(index) == 1 < len(x):
                     continue  # left over at the end; batch normalisation cannot take one sample alone
                 loss = F.cross_entropy(tuned(x[index]), y[index])

@@ -88,7 +88,7 @@ def write(root: Path, times: int, seed: int) -> dict[str, int]:
     for number in range(times):
         same = {"model.onnx": str(number).encode() * 20_000, "labels.txt": b"cat dog"}
         accuracy = Accuracy(value=rng.random(), correct=1, total=2, interval=(0, 1), dataset="d", runtime="torch")
-        store.put(variant("same", number=number).model_copy(update={"accuracy": accuracy}), same)
+        store.put(variant("same", number=number).model_copy(update={"accuracies": (accuracy,)}), same)
         own = store.put(variant(f"own/{seed}", number=number, seed=seed), same | {"extra.bin": rng.randbytes(5000)})
         store.set_ref(f"own/{seed}", own.id)
     return {"put": 2 * times}

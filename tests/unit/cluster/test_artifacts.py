@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from cluster.artifacts import ArtifactStore, default_store
 from cluster.errors import ArtifactError, ChecksumMismatch, ConfigError, RefConflict, VariantNotFound
-from cluster.variants import NAME, Accuracy, Variant
+from cluster.variants import NAME, SCHEMA_VERSION, Accuracy, Variant
 from tests.unit.cluster.store_processes import variant
 
 BAD_NAMES = ["", ".", "..", "../x", "a/../b", "/etc/passwd", "a//b", "a/", ".hidden", "a/.b", "a\n", "a\0b", "a b", "é",
@@ -77,7 +77,7 @@ def test_other_content_is_another_variant(store: ArtifactStore, stored: Variant)
 def test_accuracy_may_be_added_later(store: ArtifactStore, stored: Variant) -> None:
     accuracy = Accuracy(value=0.9, correct=9, total=10, interval=(0.6, 0.99), dataset="digits", runtime="onnxruntime")
     files = {"model.onnx": b"the graph", "labels.txt": b"cat dog"}
-    assert store.put(stored.model_copy(update={"accuracy": accuracy}), files).id == stored.id
+    assert store.put(stored.model_copy(update={"accuracies": (accuracy,)}), files).id == stored.id
     assert store.get(stored.id).accuracy == accuracy
 
 
@@ -177,7 +177,7 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]
     [
         edit(lambda m: m.update(family="lstm")),
         edit(lambda m: m.update(name="other")),
-        edit(lambda m: m.update(accuracy={"value": 1.0})),
+        edit(lambda m: m.update(accuracies=[{"value": 1.0}])),
         edit(lambda m: m["provenance"].update(by="me")),
         edit(lambda m: m["files"][0].update(sha256="0" * 64)),
         edit(lambda m: m["files"].clear()),
@@ -214,8 +214,8 @@ def test_a_manifest_under_another_id_is_refused(store: ArtifactStore, stored: Va
 
 
 def test_a_manifest_of_a_later_sluice_is_not_guessed_at(store: ArtifactStore) -> None:
-    later = store.put(variant("later").model_copy(update={"schema_version": 2}), {})
-    with pytest.raises(ConfigError, match="schema_version 2; this Sluice reads 1"):
+    later = store.put(variant("later").model_copy(update={"schema_version": SCHEMA_VERSION + 1}), {})
+    with pytest.raises(ConfigError, match=f"schema_version {SCHEMA_VERSION + 1}; this Sluice reads {SCHEMA_VERSION}"):
         store.get(later.id)
     assert len(store.verify()) == 1
 

@@ -203,6 +203,28 @@ def test_waiting_requests_keep_the_model_that_they_were_submitted_to() -> None:
     run(test())
 
 
+def test_one_can_wait_until_a_model_has_no_request_left() -> None:
+    async def test() -> None:
+        model = GatedModel()
+        batcher = await gated(model, max_batch_size=2)
+        large = batcher.submit(rows(1, 2, 3, 4))
+        batcher.reconfigure(infer=lambda inputs: {"y": inputs["x"]})
+        assert not await batcher.finished(model, 0.0), "one is being executed and one waits"
+        gone = asyncio.create_task(batcher.finished(model, 60.0))
+        await step(model, batcher)  # the first is done, and half of the large one at the gate
+        await asyncio.sleep(0.03)
+        assert not gone.done()
+        new = batcher.submit(rows(6))
+        await step(model, batcher)
+        await step(model, batcher)
+        assert await gone
+        assert large.done()
+        await new
+        batcher.close()
+
+    run(test())
+
+
 def test_bounds_below_one_are_refused_and_the_rest_takes_effect() -> None:
     async def test() -> None:
         model = GatedModel()

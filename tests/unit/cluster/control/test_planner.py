@@ -141,6 +141,13 @@ def test_what_is_as_good_is_decided_by_other_means(one: dict[str, Any], other: d
         assert ranked(order, Slo())[0] == made[0]
 
 
+def test_of_twins_it_is_always_the_same_one() -> None:
+    twins = [outcome(configuration=configuration(max_queued_requests=queue)) for queue in (64, 128, 256, 512, 1024)]
+    for number in range(20):
+        shuffled = random.Random(number).sample(twins, len(twins))
+        assert ranked(shuffled, Slo()) == ranked(twins, Slo())
+
+
 def test_what_is_clearly_better_is_not_left_for_a_faster_answer() -> None:
     best, fast = outcome(1, slo_rate_rps=1000.0, latency_p99_s=0.040), outcome(2, slo_rate_rps=969.0)
     assert ranked([fast, best], Slo()) == [best, fast]
