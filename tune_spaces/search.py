@@ -172,7 +172,6 @@ class Search:
         from ray.tune.search.optuna import OptunaSearch
 
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours: it ends the clusters too
-        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer one prints its tables whatever `verbose` says
         searcher = OptunaSearch(
             _Suggest(self._space), metric=_METRIC, mode="max", storage=self._history(study, promising),
             study_name=_METRIC,
@@ -193,6 +192,7 @@ class Search:
 
         enough, told_of = _watchers(lambda: self._enough(recorder.store.read()), on_trial)
         with tempfile.TemporaryDirectory(prefix="sluice-tune-") as folder, connected(self._ray_address):
+            os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer one prints its tables whatever `verbose` says
             tuner = tune.Tuner(
                 tune.with_resources(trial, {"cpu": 0.1}),
                 tune_config=tune.TuneConfig(

@@ -22,11 +22,12 @@ _AS_GOOD = 0.03
 
 def holds(outcome: Outcome, slo: Slo) -> bool:
     """Does it keep the promise? Of a load that the SLO names 99% must be answered within the bound, and the memory
-    budget holds. (Without a named load there is none to hold. Accuracy is decided before anything is measured.)"""
+    budget holds. Without a named load any rate that it held will do: its SLO rate or, where the load generator could
+    not tell that one, the reference load. (Accuracy is decided before anything is measured.)"""
     if not _in_memory(outcome, slo):
         return False
-    if slo.rate_rps is None and slo.trace is None:
-        return outcome.slo_rate_rps is not None and outcome.slo_rate_rps > 0
+    if slo.rate_rps is None and slo.trace is None and outcome.slo_rate_rps is not None:
+        return outcome.slo_rate_rps > 0
     return outcome.latency_p99_s <= slo.latency_p99_s
 
 

@@ -3,7 +3,7 @@
 Logits of the digits model lie within about 20 of 0. fp32 rounds to 2^-24 of a value and executors add up in different
 orders: 1e-4. An int8 activation that lies on the edge between two steps may fall to either side, and a step moves a
 logit by a few tenths at most: 0.5 for the worst logit of the worst picture, a hundredth on average. bf16 keeps 8 bits:
-where one runtime multiplies in bf16 and the other only holds its weights in it, 2^-8 of 20 in each of several layers: 0.5.
+where one runtime multiplies in bf16 and the other only holds its weights in it, 2^-8 of 20 in each of few layers: 0.5.
 """
 
 from __future__ import annotations

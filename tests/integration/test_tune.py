@@ -33,8 +33,10 @@ def tune(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         "SLUICE_STATE": str(folder / "clusters"), "SLUICE_STORE": str(folder / "store"), "PYTHONUNBUFFERED": "1",
         "COLUMNS": "250",
     }  # fmt: skip
+    slo = folder / "slo.yaml"
+    slo.write_text("latency_p99_ms: 500\n")  # what a busy machine keeps too
     command = [
-        sys.executable, "-m", "cluster.cli", "tune", "--protocol", "smoke", "--finalists", "1", "--output",
+        sys.executable, "-m", "cluster.cli", "tune", "--slo", str(slo), "--protocol", "smoke", "--finalists", "1", "--output",
         str(folder / "runs"), *arguments,
     ]  # fmt: skip
     process = subprocess.Popen(

@@ -68,7 +68,8 @@ slos = st.builds(
         (Slo(rate_rps=400, latency_p99_ms=10), {}, False),
         (Slo(), {"slo_rate_rps": 0.5, "latency_p99_s": 1.0}, True),  # no load is named: any rate that holds will do
         (Slo(), {"slo_rate_rps": 0.0}, False),
-        (Slo(), {"slo_rate_rps": None}, False),
+        (Slo(), {"slo_rate_rps": None}, True),  # the client could not tell, but the reference load was held
+        (Slo(), {"slo_rate_rps": None, "latency_p99_s": 0.06}, False),
         *((slo.model_copy(update={"budget": slo.budget.model_copy(update={"memory_mib": 200})}), {"memory_bytes": used},
            kept)
           for slo in (LOADED, Slo())
