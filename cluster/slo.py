@@ -14,6 +14,7 @@ model (`refuse_impossible`) before the first measurement.
 from __future__ import annotations
 
 import csv
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +74,11 @@ class AccuracyFloor(_Strict):
         return " and ".join(part for part in (relative, absolute) if part)
 
 
+@functools.lru_cache(maxsize=4)
+def _read_trace(path: Path, changed_ns: int) -> RateTrace:
+    return read_trace_csv(path)
+
+
 class TraceRate(_Strict):
     """A recorded load: CSV as `cluster.load.arrivals.read_trace_csv` reads it, its rates times `scale`."""
 
@@ -80,9 +86,10 @@ class TraceRate(_Strict):
     scale: float = Field(default=1.0, gt=0)
 
     def read(self) -> RateTrace:
-        """Raises ConfigError if it is not there or no trace."""
+        """Raises ConfigError if it is not there or no trace. An unchanged file is read once: a search asks for each
+        configuration."""
         try:
-            trace = read_trace_csv(self.path)
+            trace = _read_trace(self.path, self.path.stat().st_mtime_ns)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ConfigError(f"trace.path={self.path} cannot be read ({error}); name a CSV of rates") from error
         return RateTrace(trace.rates_rps * self.scale, trace.bin_s)

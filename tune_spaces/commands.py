@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import signal
@@ -172,7 +173,7 @@ def tune(
         variants = tuning.variants_named(artifacts, name)
         dataset = tuning.dataset_of(variants, stages)
     else:
-        variants = _compressed(source, dataset, artifacts, stages)
+        variants = _compressed(source, dataset, artifacts, folder, stages)
     budget = SearchBudget(
         trials=trials, promising=max(1, min(8, (trials + 1) // 2)), finalists=finalists, time_s=time_s
     )
@@ -192,13 +193,20 @@ def tune(
 
 
 def _compressed(
-    source: TrainedModel, dataset: LabelledDataset, store: ArtifactStore, stages: Stages
+    source: TrainedModel, dataset: LabelledDataset, store: ArtifactStore, folder: Path, stages: Stages
 ) -> list[Variant]:
-    """The variants of the user's model: those that are there if it was done before, else made now."""
+    """The variants of the user's model: those that this study began with, else made now."""
     from train_jobs.compression.compress import build_variants
+    from tune_spaces.tune import made_once
 
+    made_of = {
+        "name": source.name, "model": json.dumps(source.provenance.get("model")), "data": dataset.spec,
+        "onnx_sha256": hashlib.sha256(source.onnx or b"").hexdigest(),
+    }  # fmt: skip
     with stages.stage("compress: int8, bf16, pruned; each measured on the full test set in every runtime"):
-        return build_variants(store, source, dataset, notify=stages.say)
+        return made_once(
+            folder, store, made_of, lambda: build_variants(store, source, dataset, notify=stages.say), stages
+        )
 
 
 def _show_choice(plan: Plan, folder: Path, page: Path, console: Console, *, as_json: bool) -> None:

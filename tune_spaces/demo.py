@@ -35,14 +35,14 @@ from tune_spaces.search import SearchBudget
 from tune_spaces.stages import Cores, Stages
 from tune_spaces.traffic import check_answers, stock_target, target_of
 from tune_spaces.training import default_runs_dir, fit_on_local_cluster, terminated
-from tune_spaces.tune import report_of, tune, write_plan
+from tune_spaces.tune import made_once, report_of, tune, write_plan
 
 if TYPE_CHECKING:
     from train_jobs.datasets import LabelledDataset
 
 
 def train_and_compress(
-    recipe_name: str, run_name: str, runs_dir: Path, store: ArtifactStore, stages: Stages
+    recipe_name: str, run_name: str, runs_dir: Path, folder: Path, store: ArtifactStore, stages: Stages
 ) -> tuple[list[Variant], LabelledDataset]:
     """Train the recipe data parallel on a local cluster, then make and measure its variants."""
     from train_jobs import datasets, recipes
@@ -58,7 +58,11 @@ def train_and_compress(
         )
     signal.signal(signal.SIGTERM, terminated)  # ray.init took it
     with stages.stage("compress: int8, bf16, pruned; each measured on the full test set in every runtime"):
-        return build_variants(store, of_run(result.model, config, dataset), dataset, notify=stages.say), dataset
+        variants = made_once(
+            folder, store, {"run": run_name, "recipe": config.recipe, "dataset": dataset.name},
+            lambda: build_variants(store, of_run(result.model, config, dataset), dataset, notify=stages.say), stages,
+        )  # fmt: skip
+    return variants, dataset
 
 
 def before_and_after(
@@ -149,7 +153,7 @@ def main(
         + [f"--bound-ms {bound:g}" for bound in bounds_ms or ()]
         + ([f"--slo {slo_path}"] if slo_path else [])
     )
-    variants, dataset = train_and_compress(recipe_name, run_name, default_runs_dir(), store, stages)
+    variants, dataset = train_and_compress(recipe_name, run_name, default_runs_dir(), folder, store, stages)
     tuned = tune(
         variants, dataset, slo, store, folder=folder, budget=budget_of(trials), protocol=TRIAL_PROTOCOLS[protocol_name],
         stages=stages, command=command,

@@ -143,19 +143,18 @@ class Search:
         return self._confirm(study)
 
     def promising(self, study: Study) -> list[Configuration]:
-        """The most promising by prediction, what is measured already left out."""
-        order = ranking(self._space, self._slo, self.front(study))
-        return most_promising(order, self._budget.promising)
-
-    def front(self, study: Study) -> FrontCost:
-        """What a request costs outside the graph, as the trials so far say."""
-        return front_cost(self._space, study)
+        """The most promising by prediction that are not measured yet; what an interrupted search did of them counts."""
+        measured = measured_keys(study)
+        done = sum(trial.origin == "profiles" for trial in study.trials)
+        order = ranking(self._space, self._slo, front_cost(self._space, study))
+        left = [pair for pair in order if pair[0].key not in measured]
+        return most_promising(left, max(0, min(self._budget.promising - done, self._left(study))))
 
     def _left(self, study: Study) -> int:
-        return self._budget.trials - len(_measured_keys(study))
+        return self._budget.trials - len(measured_keys(study))
 
     def _enough(self, study: Study) -> bool:
-        everything = {c.key for c in self._space.configurations()} <= _measured_keys(study)
+        everything = {c.key for c in self._space.configurations()} <= measured_keys(study)
         return everything or self._left(study) <= 0 or self._out_of_time()
 
     def _out_of_time(self) -> bool:
@@ -181,16 +180,18 @@ class Search:
         def trial(config: dict[str, Any]) -> None:
             tune.report({_METRIC: _one_trial(recorder, keys, config)})
 
-        seen = len(study.trials)
+        seen, done = len(study.trials), False
 
         def on_trial() -> None:
-            nonlocal seen
+            nonlocal seen, done
             now = recorder.store.read()
+            done = self._enough(now)
             if len(now.trials) > seen:  # else it was a configuration that is known
                 seen = len(now.trials)
                 self._say(progress(now, self._budget, self._slo))
 
-        enough, told_of = _watchers(lambda: self._enough(recorder.store.read()), on_trial)
+        # Asked ten times a second while the load generator needs the core: it must cost nothing.
+        enough, told_of = _watchers(lambda: done or self._out_of_time(), on_trial)
         with tempfile.TemporaryDirectory(prefix="sluice-tune-") as folder, connected(self._ray_address):
             os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer one prints its tables whatever `verbose` says
             tuner = tune.Tuner(
@@ -221,10 +222,8 @@ class Search:
         for outcome in study.outcomes():
             if outcome.configuration.key in offered:  # the baseline need not be
                 known.add_trial(_evaluated(self._space, outcome.configuration, worth(outcome, self._slo)))
-        measured = _measured_keys(study)
         for configuration in promising:
-            if configuration.key not in measured:
-                known.enqueue_trial(self._space.parameters(configuration))
+            known.enqueue_trial(self._space.parameters(configuration))
         return storage
 
     def _confirm(self, study: Study) -> Study:
@@ -254,7 +253,7 @@ def grid(
 ) -> Study:
     """Measure every one of `configurations`, which the study does not hold yet: brute force, to judge a search by."""
     study = recorder.store.read()
-    missing = [c for c in configurations if c.key not in _measured_keys(study)]
+    missing = [c for c in configurations if c.key not in measured_keys(study)]
     for number, configuration in enumerate(missing, start=1):
         study = recorder.measure(configuration, origin, everything=True)
         say(f"grid {number}/{len(missing)}: {told(study.trials[-1])}")
@@ -294,7 +293,8 @@ def _figure(outcome: Outcome, slo: Slo) -> str:
     return f"SLO rate {outcome.slo_rate_rps or 0:,.0f}/s"
 
 
-def _measured_keys(study: Study) -> set[str]:
+def measured_keys(study: Study) -> set[str]:
+    """Of all configurations that were tried, also in vain."""
     return {trial.configuration.key for trial in study.trials}
 
 
@@ -323,7 +323,7 @@ def _one_trial(recorder: Recorder, promising: frozenset[str], config: dict[str, 
 
     configuration = recorder.space.suggest(optuna.trial.FixedTrial(config))
     study = recorder.store.read()
-    if configuration.key not in _measured_keys(study):
+    if configuration.key not in measured_keys(study):
         study = recorder.measure(configuration, "profiles" if configuration.key in promising else "optuna")
     outcome = next((o for o in study.outcomes() if o.configuration.key == configuration.key), None)
     return worth(outcome, recorder.deployment.slo) if outcome else 2 * _UNKEPT

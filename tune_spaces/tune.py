@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from cluster import manifests, native
 from cluster.artifacts import ArtifactStore
 from cluster.control.planner import choose, ranked
 from cluster.control.serve_config import serve_config, to_yaml
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, VariantNotFound
 from cluster.hardware import fingerprint, profile_key
 from cluster.load import Target
 from cluster.local import LocalCluster
@@ -86,6 +86,29 @@ def variants_named(store: ArtifactStore, name: str) -> list[Variant]:
         ready = [v for v in rest if not any(v.parent_id == other.id for other in rest)]
         placed += sorted(ready or rest, key=lambda v: (v.created_at, v.name))
     return placed
+
+
+def made_once(
+    folder: Path, store: ArtifactStore, source: Mapping[str, str], make: Callable[[], list[Variant]], stages: Stages
+) -> list[Variant]:
+    """What `make` makes, or what it made when this study was begun: made again, a variant may get another id (training
+    in several threads adds up in another order), and the study would be of other variants.
+
+    `source` says what they are made of; of another source they are made anew.
+    """
+    path = folder / "variants.json"
+    with suppress(OSError, ValueError, KeyError, TypeError, VariantNotFound):
+        kept = json.loads(path.read_text())
+        if kept["source"] == dict(source):
+            variants = [store.get(variant_id) for variant_id in kept["ids"]]
+            stages.tell(f"the {len(variants)} variants are those that {folder.name} began with")
+            return variants
+    variants = make()
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps({"source": dict(source), "ids": [v.id for v in variants]}))
+    os.replace(unfinished, path)
+    return variants
 
 
 def dataset_of(variants: Sequence[Variant], stages: Stages) -> LabelledDataset:

@@ -35,7 +35,7 @@ def demo(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     }
     command = [
         sys.executable, "-m", "cluster.cli", "demo", "--recipe", "cnn_digits", "--protocol", "smoke", "--run", RUN,
-        "--output", str(folder / "runs"), *arguments,
+        "--trials", "2", "--bound-ms", "500", "--output", str(folder / "runs"), *arguments,
     ]  # fmt: skip
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
@@ -111,13 +111,13 @@ def test_the_demo_resumes_and_its_report_holds_together(folder: Path) -> None:
         lines = read_until(process, "serve deploy")
         assert process.wait(timeout=60) == 0
     text = "".join(lines)
-    for stage in ("train", "compress", "profile", "deploy", "check", "load"):
+    for stage in ("train", "compress", "profile", "tune", "deploy", "check", "load"):
         assert f"start {stage}" in text
     out = folder / "runs" / RUN
     report = json.loads((out / "report.json").read_text())
-    names = {v["name"] for v in report["variants"]}
-    assert names == {"cnn_digits/fp32-torch", "cnn_digits/fp32", "cnn_digits/int8"}
-    assert all(v["accuracy"]["total"] == 450 for v in report["variants"])
+    names = {v["name"].removeprefix("cnn_digits/") for v in report["variants"]}
+    assert names == {"fp32-torch", "fp32", "int8", "bf16", "pruned", "pruned-int8"}
+    assert all(a["total"] == 450 for v in report["variants"] for a in v["accuracies"])
     assert report["plan"]["variant_id"] in {v["id"] for v in report["variants"]}
     for side in ("before", "after"):
         figures = report["comparison"][side]
@@ -127,6 +127,7 @@ def test_the_demo_resumes_and_its_report_holds_together(folder: Path) -> None:
     markdown = (out / "report.md").read_text()
     assert "SLO rate" in markdown
     assert "core-seconds per million" in markdown
+    assert "Content-Security-Policy" in (out / "report.html").read_text()
     config = yaml.safe_load((out / "serve-config.yaml").read_text())
     assert config["applications"][0]["args"]["variant"] == report["plan"]["variant_id"]
     service = yaml.safe_load((out / "ray-service.yaml").read_text())
@@ -139,7 +140,7 @@ def test_the_demo_resumes_and_its_report_holds_together(folder: Path) -> None:
     ("stage", "number"),
     [
         ("start compress", signal.SIGKILL),
-        ("start profile", signal.SIGKILL),
+        ("start tune", signal.SIGKILL),
         ("start deploy: the stock", signal.SIGINT),
         ("start deploy: the plan", signal.SIGKILL),
         ("before: at most", signal.SIGINT),

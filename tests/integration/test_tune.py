@@ -36,8 +36,8 @@ def tune(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     slo = folder / "slo.yaml"
     slo.write_text("latency_p99_ms: 500\n")  # what a busy machine keeps too
     command = [
-        sys.executable, "-m", "cluster.cli", "tune", "--slo", str(slo), "--protocol", "smoke", "--finalists", "1", "--output",
-        str(folder / "runs"), *arguments,
+        sys.executable, "-m", "cluster.cli", "tune", "--slo", str(slo), "--protocol", "smoke", "--finalists", "1",
+        "--output", str(folder / "runs"), *arguments,
     ]  # fmt: skip
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
