@@ -164,7 +164,7 @@ class LiveDeployment:
         figures = Figures()
         bench.closed_loop(endpoint, figures)
         rate = reference_rate_rps or self.reference_rate_rps(figures.max_rate)
-        reference = self._at_reference(rate, protocol, seed)
+        reference, cost = self._at_reference(rate, protocol, seed)
         self._find_slo_rate(bench, endpoint, figures, protocol, seed, best_rps)
         label = next(iter(figures.slo_rate), None)
         return LiveFigures(
@@ -176,21 +176,24 @@ class LiveDeployment:
             latency_p99_s=_finite(reference.latency_quantile_s(0.99)),
             attainment=reference.slo_attainment(self.slo.latency_p99_s) if reference.count else 0.0,
             error_rate=1.0 - float(reference.ok.mean()) if reference.count else 0.0,
-            core_s_per_million=figures.core_s_per_million,
+            core_s_per_million=cost,
             memory_bytes=memory_bytes,
             client_cpu_share=reference.client_cpu_share,
             p99_by_rate=tuple(figures.p99_by_rate),
             latency_histogram=reference.histogram(),
         )
 
-    def _at_reference(self, rate: float, protocol: TrialProtocol, seed: int) -> LoadResult:
+    def _at_reference(self, rate: float, protocol: TrialProtocol, seed: int) -> tuple[LoadResult, float | None]:
+        """(what users saw, CPU seconds of all server processes per million right answers)"""
         settle(self.target, self.slo.latency_p99_s)
         window_s = protocol.warmup_s + max(protocol.step_s, _LEAST / rate)
+        used = self.cpu_seconds()
         result = run_open_loop(
             self.target, self._arrivals(rate, window_s, seed), duration_s=window_s, connections=256,
             cpus=self.client_cpus, timeout_s=max(2.0, 4 * self.slo.latency_p99_s),
         )  # fmt: skip
-        return result.after(protocol.warmup_s)
+        cpu_s, answered = self.cpu_seconds() - used, int(result.ok.sum())
+        return result.after(protocol.warmup_s), cpu_s / answered * 1e6 if answered else None
 
     def _arrivals(self, rate: float, window_s: float, seed: int) -> NDArray[np.float64]:
         """Poisson at that rate; of a trace its busiest stretch as it was, so its own bursts are in it."""

@@ -183,7 +183,8 @@ def plan_from(study: Study, space: SearchSpace, store: ArtifactStore) -> Plan:
     plan = choose(study, store=store.root)
     best = ranked(study.outcomes(), slo)[0].configuration
     figures = asdict(space.predict(best, slo))
-    del figures["memory_bytes"]  # of runtime and variant alone: not what is measured
+    for other in ("memory_bytes", "core_s_per_million"):  # of runtime and variant alone; at full batches
+        del figures[other]
     predicted: dict[str, Any] = {name: value for name, value in figures.items() if _finite(value)}
     return plan.model_copy(update={"predicted": predicted})
 

@@ -35,7 +35,7 @@ def named(trained: Trained, name: str) -> Variant:
     return trained.store.get(trained.fp32.name.replace("/fp32", f"/{name}"))
 
 
-@pytest.mark.parametrize("name", ["fp32", "int8", "bf16", "pruned", "pruned-int8"])
+@pytest.mark.parametrize("name", ["fp32", "int8", "bf16"])
 def test_runtimes_agree_on_a_variant(trained: Trained, name: str) -> None:
     variant = named(trained, name)
     runtimes = runtimes_for(variant.format)

@@ -39,7 +39,10 @@ def search_chart(report: Report) -> Chart:
     )  # fmt: skip
     figure.update_layout(layout(
         "trial", objective_axis(report.slo), yaxis={"rangemode": "tozero", "tickformat": ",.4~g"},
-        xaxis={"range": [0.3, len(way) + 0.7], "tickformat": "d", "showgrid": False},
+        xaxis={
+            "range": [0.3, len(way) + 0.7], "tickformat": "d", "tick0": 0, "dtick": max(1, len(way) // 12),
+            "showgrid": False,
+        },
         yaxis2={"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True},
     ))  # fmt: skip
     chips = [Chip(origin, ORIGINS[origin], _MARKERS[origin][2], _MARKERS[origin][1]) for origin in origins]
