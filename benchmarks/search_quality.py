@@ -34,12 +34,17 @@ from tune_spaces.traffic import target_of
 from tune_spaces.tune import baseline_of, dataset_of, header_of, live_deployment, space_of, variants_named
 
 _QUEUE = 1024
-_FINAL = TrialProtocol("final", step_s=5.0, warmup_s=1.0, steps=5, closed_loop_s=3.0)
+_GRID = TrialProtocol("grid", step_s=1.5, warmup_s=0.4, steps=3, closed_loop_s=1.0)
+"""Shorter than the search's trials: there are so many."""
+_FINAL = TrialProtocol("final", step_s=4.0, warmup_s=0.8, steps=5, closed_loop_s=3.0)
 
 
-def grid_of(space: SearchSpace) -> list[Configuration]:
-    """All of the space but the queue bounds, which only matter in overload."""
-    return [c for c in space.configurations() if c.max_queued_requests == max(_QUEUE, c.max_batch_size)]
+def grid_of(space: SearchSpace, without: Sequence[str]) -> list[Configuration]:
+    """All of the space but the queue bounds, which only matter in overload, and the runtimes `without`."""
+    return [
+        c for c in space.configurations()
+        if c.max_queued_requests == max(_QUEUE, c.max_batch_size) and c.runtime.name not in without
+    ]  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--finalists", type=int, default=3, help="of the grid, beside the choice")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--without-runtime", action="append", default=[], help="a runtime that brute force leaves out, the search not"
+    )
     parser.add_argument("--protocol", default="quick", choices=sorted(TRIAL_PROTOCOLS))
     arguments = parser.parse_args(argv)
     measure(arguments, load_slo(arguments.slo), Stages(Console(soft_wrap=True)))
@@ -71,7 +79,11 @@ def measure(arguments: argparse.Namespace, slo: Slo, stages: Stages) -> None:
 
     def records(name: str, used: TrialProtocol) -> StudyStore:
         store = StudyStore(arguments.output / name)
-        command = f"python -m benchmarks.search_quality {arguments.name} --output {arguments.output}"
+        command = " ".join(
+            [f"python -m benchmarks.search_quality {arguments.name} --output {arguments.output}",
+             f"--trials {arguments.trials} --finalists {arguments.finalists} --rounds {arguments.rounds}",
+             *(f"--without-runtime {name}" for name in arguments.without_runtime)]
+        )  # fmt: skip
         store.open(header_of(variants, slo, space, used, cores, name=name, command=command))
         return store
 
@@ -81,15 +93,17 @@ def measure(arguments: argparse.Namespace, slo: Slo, stages: Stages) -> None:
             return Recorder(live.deployment, used, records(name, used), space, live.empty_replica_bytes)
 
         with stages.stage("search"):
-            budget = SearchBudget(trials=arguments.trials, promising=(arguments.trials + 1) // 2)
+            budget = SearchBudget(
+                trials=arguments.trials, promising=(arguments.trials + 1) // 2, finalists=3, confirmations=1
+            )
             search = Search(
                 recorder("search", protocol), budget, baseline, ray_address=live.ray_address, say=stages.tell
             )
             searched = search.run()
         choice = ranked(searched.outcomes(), slo)[0].configuration
         with stages.stage("grid"):
-            everything = grid_of(space)
-            brute = grid(recorder("grid", protocol), everything, stages.tell)
+            everything = grid_of(space, arguments.without_runtime)
+            brute = grid(recorder("grid", _GRID), everything, stages.tell)
         best = [o.configuration for o in ranked(brute.outcomes(), slo)][: arguments.finalists]
         finalists = list({c.key: c for c in (choice, *best, baseline)}.values())
         with stages.stage("final rounds"):

@@ -126,7 +126,7 @@ def test_the_demo_resumes_and_its_report_holds_together(folder: Path) -> None:
         assert figures["latency_p99_s"] is None or figures["latency_p99_s"] >= figures["latency_p50_s"]
     markdown = (out / "report.md").read_text()
     assert "SLO rate" in markdown
-    assert "core-seconds per million" in markdown
+    assert "CPU per million answers" in markdown
     assert "Content-Security-Policy" in (out / "report.html").read_text()
     config = yaml.safe_load((out / "serve-config.yaml").read_text())
     assert config["applications"][0]["args"]["variant"] == report["plan"]["variant_id"]
