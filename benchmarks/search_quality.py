@@ -34,7 +34,7 @@ from tune_spaces.traffic import target_of
 from tune_spaces.tune import baseline_of, dataset_of, header_of, live_deployment, space_of, variants_named
 
 _QUEUE = 1024
-_GRID = TrialProtocol("grid", step_s=1.5, warmup_s=0.4, steps=3, closed_loop_s=1.0)
+_GRID = TrialProtocol("grid", step_s=1.0, warmup_s=0.3, steps=3, closed_loop_s=0.8)
 """Shorter than the search's trials: there are so many."""
 _FINAL = TrialProtocol("final", step_s=4.0, warmup_s=0.8, steps=5, closed_loop_s=3.0)
 

@@ -108,7 +108,7 @@ def test_an_interrupt_in_training_leaves_nothing(folder: Path) -> None:
 
 def test_the_demo_resumes_and_its_report_holds_together(folder: Path) -> None:
     with demo(folder) as process:
-        lines = read_until(process, "serve deploy")
+        lines = read_until(process, "Serve config")
         assert process.wait(timeout=60) == 0
     text = "".join(lines)
     for stage in ("train", "compress", "profile", "tune", "deploy", "check", "load"):
