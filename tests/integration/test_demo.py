@@ -18,7 +18,7 @@ import yaml
 
 from tests.conftest import marked
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(700)]
 
 RUN = "demo-under-test"
 

@@ -14,7 +14,7 @@ import pytest
 from cluster.local import free_ports
 from tests.conftest import marked
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = ("serve deploy", "kubectl", "make ")

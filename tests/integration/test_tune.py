@@ -21,7 +21,7 @@ import yaml
 from cluster.plans import Plan
 from tests.conftest import Trained, marked
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(700)]
 
 STUDY = "study-under-test"
 
@@ -74,7 +74,7 @@ def folder(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_study_goes_on_and_measures_nothing_twice(folder: Path) -> None:
     arguments = ["cnn_digits", "--study", STUDY, "--trials", "5"]
     with tune(folder, *arguments) as process:
-        end = time.monotonic() + 200
+        end = time.monotonic() + 300
         while len(trials_in(folder)) < 3:
             assert process.poll() is None, process.stdout.read() if process.stdout else ""
             assert time.monotonic() < end
