@@ -36,7 +36,7 @@ from tune_spaces.tune import baseline_of, dataset_of, header_of, live_deployment
 _QUEUE = 1024
 _GRID = TrialProtocol("grid", step_s=1.0, warmup_s=0.3, steps=3, closed_loop_s=0.8)
 """Shorter than the search's trials: there are so many."""
-_FINAL = TrialProtocol("final", step_s=4.0, warmup_s=0.8, steps=5, closed_loop_s=3.0)
+_FINAL = TrialProtocol("final", step_s=3.0, warmup_s=0.6, steps=4, closed_loop_s=2.0)
 
 
 def grid_of(space: SearchSpace, without: Sequence[str]) -> list[Configuration]:
@@ -78,7 +78,7 @@ def measure(arguments: argparse.Namespace, slo: Slo, stages: Stages) -> None:
         return target_of(host, port, slo.model_name, variant, dataset.x_test[:256])
 
     def records(name: str, used: TrialProtocol) -> StudyStore:
-        store = StudyStore(arguments.output / name)
+        store = StudyStore((arguments.output / name).resolve())  # trials run in another folder
         command = " ".join(
             [f"python -m benchmarks.search_quality {arguments.name} --output {arguments.output}",
              f"--trials {arguments.trials} --finalists {arguments.finalists} --rounds {arguments.rounds}",
@@ -94,7 +94,7 @@ def measure(arguments: argparse.Namespace, slo: Slo, stages: Stages) -> None:
 
         with stages.stage("search"):
             budget = SearchBudget(
-                trials=arguments.trials, promising=(arguments.trials + 1) // 2, finalists=3, confirmations=1
+                trials=arguments.trials, promising=(arguments.trials + 1) // 2, finalists=2, confirmations=1
             )
             search = Search(
                 recorder("search", protocol), budget, baseline, ray_address=live.ray_address, say=stages.tell

@@ -25,7 +25,7 @@ from cluster import local
 from cluster.control.planner import plan_of
 from cluster.control.serve_config import serve_config
 from cluster.errors import ClientSaturated, ClusterError
-from cluster.load import LoadResult, Target, poisson, replay, run_open_loop
+from cluster.load import LoadResult, Target, poisson, replay, run_closed_loop, run_open_loop
 from cluster.plans import Configuration
 from cluster.slo import Slo
 from cluster.studies import LiveFigures
@@ -41,6 +41,7 @@ _HOPELESS = 1.2
 _REFERENCE = 0.5
 """The reference load where the SLO names none, as a share of the first trial's closed-loop maximum."""
 _ASK_AGAIN_S = 10.0
+_WARM_S = 0.5
 _LEAST = 50.0
 """Requests that a p99 is taken of, on average, however low the load."""
 
@@ -159,6 +160,9 @@ class LiveDeployment:
         Raises ClusterError if it cannot be taken on.
         """
         self.apply(configuration)
+        # Just after a switch some closed loops came out at a quarter of the SLO rate that the same trial then held.
+        warm_s = max(_WARM_S, protocol.warmup_s)
+        run_closed_loop(self.target, connections=64, duration_s=warm_s, cpus=self.client_cpus, timeout_s=2.0)
         bench = Bench(protocol.as_protocol(self.slo), self.client_cpus, self.server_cpus, say)
         endpoint = Endpoint(str(configuration), self.target, self.cpu_seconds)
         figures = Figures()
