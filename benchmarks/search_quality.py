@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.artifacts import default_store
-from cluster.control.planner import ranked
+from cluster.control.planner import ranked, score
 from cluster.hardware import fingerprint
 from cluster.load import Target
 from cluster.plans import Configuration
@@ -34,9 +34,9 @@ from tune_spaces.traffic import target_of
 from tune_spaces.tune import baseline_of, dataset_of, header_of, live_deployment, space_of, variants_named
 
 _QUEUE = 1024
-_GRID = TrialProtocol("grid", step_s=1.0, warmup_s=0.3, steps=3, closed_loop_s=0.8)
+_GRID = TrialProtocol("grid", step_s=1.5, warmup_s=0.3, steps=3, closed_loop_s=0.5)
 """Shorter than the search's trials: there are so many."""
-_FINAL = TrialProtocol("final", step_s=3.0, warmup_s=0.6, steps=4, closed_loop_s=2.0)
+_FINAL = TrialProtocol("final", step_s=4.0, warmup_s=0.5, steps=4, closed_loop_s=1.0)
 
 
 def grid_of(space: SearchSpace, without: Sequence[str]) -> list[Configuration]:
@@ -82,7 +82,8 @@ def measure(arguments: argparse.Namespace, slo: Slo, stages: Stages) -> None:
         command = " ".join(
             [f"python -m benchmarks.search_quality {arguments.name} --output {arguments.output}",
              f"--trials {arguments.trials} --finalists {arguments.finalists} --rounds {arguments.rounds}",
-             *(f"--without-runtime {name}" for name in arguments.without_runtime)]
+             *(f"--without-runtime {name}" for name in arguments.without_runtime),
+             *([f"--slo {arguments.slo}"] if arguments.slo else [])]
         )  # fmt: skip
         store.open(header_of(variants, slo, space, used, cores, name=name, command=command))
         return store
@@ -127,12 +128,20 @@ def _value(outcome: Outcome, slo: Slo) -> float:
     return outcome.slo_rate_rps or 0.0
 
 
+def _each(study: Study, key: str, slo: Slo) -> list[float]:
+    """The objective's figure of every trial of one configuration."""
+    trials = [Study(study.header, (t,)) for t in study.trials if t.configuration.key == key and t.figures is not None]
+    return [_value(trial.outcomes()[0], slo) for trial in trials]
+
+
 def write(folder: Path, slo: Slo, choice: Configuration, searched: Study, brute: Study, final: Study) -> None:
     """How far the choice is from the best of the grid, in the final rounds."""
     by_key = {outcome.configuration.key: outcome for outcome in final.outcomes()}
     chosen, order = by_key[choice.key], ranked(final.outcomes(), slo)
     best = order[0]
     ratio = _value(chosen, slo) / _value(best, slo)
+    if slo.objective != "max_rate":  # less is better
+        ratio = 1 / ratio
     searching_s = sum(trial.took_s for trial in searched.trials)
     grid_s = sum(trial.took_s for trial in brute.trials)
     summary = {
@@ -142,18 +151,18 @@ def write(folder: Path, slo: Slo, choice: Configuration, searched: Study, brute:
     }  # fmt: skip
     (folder / "report.json").write_text(json.dumps(summary, indent=1))
     rows = [
-        f"| {o.configuration} | {_value(o, slo):,.4g} | {', '.join(f'{r:,.0f}' for r in o.slo_rates_rps)} "
+        f"| {o.configuration} | {_value(o, slo):,.4g} | {', '.join(f'{v:,.4g}' for v in each[o.configuration.key])} "
         f"| {o.max_rate_rps:,.0f} | {o.latency_p50_s * 1e3:.2f} | {o.latency_p99_s * 1e3:.2f} | {o.accuracy:.4f} |"
-        for o in sorted(final.outcomes(), key=lambda o: -_value(o, slo))
+        for o in sorted(final.outcomes(), key=lambda o: -score(o, slo))
     ]
     grid_rows = [
         f"| {o.configuration} | {_value(o, slo):,.4g} | {o.max_rate_rps:,.0f} | {o.latency_p99_s * 1e3:.2f} |"
-        for o in sorted(brute.outcomes(), key=lambda o: -_value(o, slo))
+        for o in sorted(brute.outcomes(), key=lambda o: -score(o, slo))
     ]
-    place = 1 + sum(_value(o, slo) > _value(chosen, slo) for o in brute.outcomes())
+    place = 1 + sum(score(o, slo) > score(chosen, slo) for o in brute.outcomes())
     failed = [t for study in (searched, brute, final) for t in study.trials if t.error]
-    scatter = [max(o.slo_rates_rps) / min(o.slo_rates_rps) for o in final.outcomes() if all(o.slo_rates_rps or [0])]
-    spread = statistics.median(scatter) if scatter else float("nan")
+    each = {o.configuration.key: _each(final, o.configuration.key, slo) for o in final.outcomes()}
+    spread = statistics.median(max(values) / min(values) for values in each.values())
     (folder / "report.md").write_text(f"""# Is the search's choice right?
 
 `{searched.header.command}`
@@ -165,12 +174,12 @@ configurations in {grid_s / 60:.1f} min, on the same warm deployment. In the fin
 - choice: {choice}
 - best: {best.configuration}
 
-Of one configuration the largest SLO rate of the final rounds was {spread:.2f} times the smallest (median over the
+Of one configuration the largest figure of the final rounds was {spread:.2f} times the smallest (median over the
 finalists). Trials that failed: {len(failed)}. Objective: {slo.objective}, p99 within {slo.latency_p99_ms:g} ms.
 
 ## Final rounds
 
-| configuration | {slo.objective} | SLO rates by round | max rate | p50 ms | p99 ms | accuracy |
+| configuration | {slo.objective} | by round | max rate | p50 ms | p99 ms | accuracy |
 |---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
