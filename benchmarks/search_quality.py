@@ -150,6 +150,8 @@ def write(folder: Path, slo: Slo, choice: Configuration, searched: Study, brute:
         "grid_configurations": len(brute.outcomes()), "grid_s": grid_s, "hardware": fingerprint(),
     }  # fmt: skip
     (folder / "report.json").write_text(json.dumps(summary, indent=1))
+    each = {o.configuration.key: _each(final, o.configuration.key, slo) for o in final.outcomes()}
+    spread = statistics.median(max(values) / min(values) for values in each.values())
     rows = [
         f"| {o.configuration} | {_value(o, slo):,.4g} | {', '.join(f'{v:,.4g}' for v in each[o.configuration.key])} "
         f"| {o.max_rate_rps:,.0f} | {o.latency_p50_s * 1e3:.2f} | {o.latency_p99_s * 1e3:.2f} | {o.accuracy:.4f} |"
