@@ -163,8 +163,6 @@ def write(folder: Path, slo: Slo, choice: Configuration, searched: Study, brute:
     ]
     place = 1 + sum(score(o, slo) > score(chosen, slo) for o in brute.outcomes())
     failed = [t for study in (searched, brute, final) for t in study.trials if t.error]
-    each = {o.configuration.key: _each(final, o.configuration.key, slo) for o in final.outcomes()}
-    spread = statistics.median(max(values) / min(values) for values in each.values())
     (folder / "report.md").write_text(f"""# Is the search's choice right?
 
 `{searched.header.command}`
