@@ -90,7 +90,6 @@ class Recorder:
         `everything`: also search the SLO rate of what has no chance to be the best.
         """
         study = self.store.read()
-        number = 1 + max((trial.number for trial in study.trials), default=0)
         seed = 1 + sum(trial.configuration.key == configuration.key for trial in study.trials)
         first = next((t.figures for t in study.trials if t.figures is not None), None)
         rates = [o.slo_rate_rps for o in study.outcomes() if o.slo_rate_rps is not None]
@@ -106,8 +105,8 @@ class Recorder:
             error = str(problem)
         self.store.add(
             Trial(
-                number=number, configuration=configuration, origin=origin, seed=seed, figures=figures, error=error,
-                started_at=started_at, took_s=time.monotonic() - began,
+                number=study.next_number, configuration=configuration, origin=origin, seed=seed, figures=figures,
+                error=error, started_at=started_at, took_s=time.monotonic() - began,
             )
         )  # fmt: skip
         return self.store.read()

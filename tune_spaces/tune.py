@@ -21,7 +21,7 @@ import psutil
 
 from cluster import manifests, native
 from cluster.artifacts import ArtifactStore
-from cluster.control.planner import choose, ranked
+from cluster.control.planner import choose
 from cluster.control.serve_config import serve_config, to_yaml
 from cluster.errors import ConfigError, VariantNotFound
 from cluster.hardware import fingerprint, profile_key
@@ -181,8 +181,7 @@ def plan_from(study: Study, space: SearchSpace, store: ArtifactStore) -> Plan:
     """The best of the study, with what the profiles alone said of it. Raises ConfigError if nothing keeps the SLO."""
     slo = study.header.slo
     plan = choose(study, store=store.root)
-    best = ranked(study.outcomes(), slo)[0].configuration
-    figures = asdict(space.predict(best, slo))
+    figures = asdict(space.predict(plan, slo))
     for other in ("memory_bytes", "core_s_per_million"):  # of runtime and variant alone; at full batches
         del figures[other]
     predicted: dict[str, Any] = {name: value for name, value in figures.items() if _finite(value)}
