@@ -24,7 +24,12 @@ app = typer.Typer(
 )
 
 COMMANDS = {
-    "train": "tune_spaces.commands:train",
+    "recipes": "tune_spaces.training:show_recipes",
+    "train": "tune_spaces.training:train",
+    "jobs submit": "tune_spaces.jobs:submit",
+    "jobs list": "tune_spaces.jobs:show",
+    "jobs logs": "tune_spaces.jobs:logs",
+    "jobs stop": "tune_spaces.jobs:stop",
     "compress": "tune_spaces.commands:compress",
     "variants list": "tune_spaces.lineage:show",
     "variants promote": "tune_spaces.lineage:promote",
@@ -52,6 +57,13 @@ Model = Annotated[
 Data = Annotated[
     str | None, typer.Option(help="Your own data: pkg.module:dataset, a folder of pictures, or a file data.npz.")
 ]
+Recipe = Annotated[str, typer.Argument(help="A name from `sluice recipes`.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a field: epochs=3, model.dropout=0.1. Repeatable.")
+]
+RunName = Annotated[str | None, typer.Option("--run", help="The same name resumes a run [default: the recipe's].")]
+Dashboard = Annotated[str, typer.Option("--address", help="The Ray dashboard of the cluster.")]
+JobId = Annotated[str, typer.Argument(help="An id from `sluice jobs list`.")]
 ModelName = Annotated[str, typer.Option("--model", help="Name under which the model is served.")]
 Address = Annotated[str | None, typer.Option(help="Dashboard of a cluster that serves it, to be told as well.")]
 Store = Annotated[Path | None, typer.Option("--store", help="Artifact store [default: $SLUICE_STORE or the user's].")]
@@ -72,24 +84,83 @@ def _run(command: str, **kwargs: Any) -> None:
         typer.echo(f"sluice {command}: {error}; {hint}", err=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
-        endings = {"deploy": "the cluster goes on deploying", "variants promote": "all is as it was",
+        endings = {"train": "its last checkpoint is kept, and the same command goes on from there",
+                   "jobs logs": "the job goes on", "jobs submit": "the job goes on", "jobs stop": "the job may go on",
+                   "deploy": "the cluster goes on deploying", "variants promote": "all is as it was",
                    "variants rollback": "all is as it was"}  # fmt: skip
         ending = endings.get(command, "everything it started is stopped")
         typer.echo(f"sluice {command}: interrupted; {ending}.", err=True)
         raise typer.Exit(130) from None
 
 
-@app.command(epilog="Example: sluice train cnn_fashion_mnist_quick --set epochs=2")
+@app.command(epilog="Example: sluice recipes")
+def recipes(json: Json = False) -> None:
+    """List what can be trained by name, and on what."""
+    _run("recipes", as_json=json)
+
+
+@app.command(epilog="Example: sluice train cnn_fashion_mnist_quick --set epochs=2 --set model.dropout=0.1")
 def train(
-    recipe: Annotated[str, typer.Argument(help="cnn_fashion_mnist, cnn_mnist, cnn_digits or ..._quick.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field: epochs=3. Repeatable.")] = None,
-    run: Annotated[str | None, typer.Option(help="Run name; the same name resumes the run [default: recipe].")] = None,
+    recipe: Recipe,
+    set_: Set = None,
+    run: RunName = None,
     runs_dir: RunsDir = None,
+    address: Annotated[
+        str | None, typer.Option(help="Train on this running Ray, auto for the one here [default: one of its own].")
+    ] = None,
     json: Json = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train a recipe on Ray Train, data parallel; interrupted runs resume from their last checkpoint."""
-    _run("train", recipe=recipe, overrides=set_ or [], run=run, runs_dir=runs_dir, as_json=json, dry_run=dry_run)
+    _run(
+        "train", recipe=recipe, overrides=set_ or [], run=run, runs_dir=runs_dir, address=address, as_json=json,
+        dry_run=dry_run,
+    )  # fmt: skip
+
+
+jobs = typer.Typer(name="jobs", add_completion=False, rich_markup_mode=None, no_args_is_help=True,
+                   epilog="Example: sluice jobs list")  # fmt: skip
+app.add_typer(jobs, help="Train on a cluster that runs already, as Ray jobs.")
+
+
+@jobs.command("submit", epilog="Example: sluice jobs submit cnn_mnist --address http://127.0.0.1:8265 --follow")
+def submit(
+    recipe: Recipe,
+    set_: Set = None,
+    run: RunName = None,
+    runs_dir: RunsDir = None,
+    address: Dashboard = "http://127.0.0.1:8265",
+    working_dir: Annotated[Path | None, typer.Option(help="A folder that travels with it: your own modules.")] = None,
+    follow: Annotated[bool, typer.Option(help="Print what it says until it ends.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a recipe as a Ray job; every node needs Sluice and the same runs folder."""
+    _run(
+        "jobs submit", recipe=recipe, overrides=set_ or [], run=run, runs_dir=runs_dir, address=address,
+        working_dir=working_dir, follow=follow, dry_run=dry_run,
+    )  # fmt: skip
+
+
+@jobs.command("list", epilog="Example: sluice jobs list --json")
+def list_jobs(address: Dashboard = "http://127.0.0.1:8265", json: Json = False) -> None:
+    """List the cluster's jobs, the newest first."""
+    _run("jobs list", address=address, as_json=json)
+
+
+@jobs.command("logs", epilog="Example: sluice jobs logs raysubmit_abc --follow")
+def job_logs(
+    job_id: JobId,
+    address: Dashboard = "http://127.0.0.1:8265",
+    follow: Annotated[bool, typer.Option(help="Go on until it ends.")] = False,
+) -> None:
+    """Print what a job has said."""
+    _run("jobs logs", job_id=job_id, address=address, follow=follow)
+
+
+@jobs.command("stop", epilog="Example: sluice jobs stop raysubmit_abc")
+def stop_job(job_id: JobId, address: Dashboard = "http://127.0.0.1:8265") -> None:
+    """Stop a job; a training run writes a checkpoint first, and the same run name goes on from it."""
+    _run("jobs stop", job_id=job_id, address=address)
 
 
 @app.command(epilog="Example: sluice compress cnn_fashion_mnist_quick --without bf16")

@@ -1,57 +1,35 @@
-"""TrainConfig -> Ray Train V2 job: the loop on several workers (Gloo), checkpointed, resumed by run name.
+"""TrainConfig -> Ray Train V2 job: the loop on several workers, checkpointed, resumed by run name.
 
-    <storage>/<run name>/checkpoint_*/state.pt   kept by Ray Train; the last one is where the run goes on
-                         config.json             what the run is; under another config its name is refused
-                         progress.json           the last Progress, for whoever watches
-                         model.safetensors, run.json   once the run is finished: what `sluice compress` reads
-
-A worker lost to kill -9 restarts all from the last checkpoint, `max_failures` times. If this process or the whole
-cluster is lost, calling `fit` again with the same name does the same. A finished run's name returns its result.
+A worker or a node lost to kill -9 restarts all from the last checkpoint, `max_failures` times, with as many workers as
+there is room for if the run is elastic. If this process or the whole cluster is lost, calling `fit` again with the same
+name does the same. A finished run's name returns its result. What lies in the run's folder: train_jobs/runs.py.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
-from cluster.errors import ConfigError, TrainingFailed
-from train_jobs import checkpoint, datasets
+from cluster import errors
+from cluster.errors import SluiceError, TrainingFailed
+from train_jobs import checkpoint, runs
 from train_jobs.config import TrainConfig
-from train_jobs.loop import Diverged, Progress, TrainResult, train
-from train_jobs.models import CNN, build_model
+from train_jobs.ensembles import finish_ensemble
+from train_jobs.eyes import Eyes, environment
+from train_jobs.loop import Diverged, Progress, State, train
 from train_jobs.parallel.process import settle
+from train_jobs.runs import CHECKPOINTS, PROGRESS, RUN, Run, write_json
 
 _POLL_S = 0.3
 _RAY_POLL = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-"""Ray knows a checkpoint only once it has polled for it: with its default of 2 s, kill -9 costs that much more."""
-
-
-def _write_json(path: Path, value: Any) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(value, allow_nan=False))
-    os.replace(unfinished, path)
-
-
-def progress_to_dict(progress: Progress) -> dict[str, Any]:
-    """For JSON, which knows no NaN: an accuracy that is not known yet is null."""
-    row = asdict(progress)
-    return row | {"val_accuracy": None if math.isnan(progress.val_accuracy) else progress.val_accuracy}
-
-
-def progress_from_dict(row: dict[str, Any]) -> Progress:
-    """The inverse of `progress_to_dict`."""
-    return Progress(**row | {"val_accuracy": math.nan if row["val_accuracy"] is None else row["val_accuracy"]})
+"""Ray's default of 2 s is what it takes to notice a lost worker, and that a run has ended."""
+_FAILED, _STOP = "failed.json", "stop"
+_STOPPING_S = 30.0
+"""How long an interrupted run may take to write its checkpoint."""
 
 
 def train_worker(job: dict[str, Any]) -> None:
@@ -60,50 +38,57 @@ def train_worker(job: dict[str, Any]) -> None:
 
     config = TrainConfig.model_validate(job["config"])
     folder = Path(job["folder"])
+    if (folder / _FAILED).exists():
+        return  # a restart would fail in the same way
     settle()
     leader = ray.train.get_context().get_world_rank() == 0
-    dataset = datasets.load(config.dataset)
-    latest = ray.train.get_checkpoint()
-    resume = None
-    if latest is not None:
-        with latest.as_directory() as kept:
-            resume = checkpoint.load(Path(kept))
-
-    def watch(progress: Progress) -> None:
-        if leader:
-            _write_json(folder / "progress.json", progress_to_dict(progress))
-
-    def keep(progress: Progress, state: dict[str, Any]) -> None:
-        metrics = {"epoch": progress.epoch, "loss": progress.loss, "val_accuracy": progress.val_accuracy}
-        if not leader:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as temporary:
-            checkpoint.save(state, Path(temporary))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(temporary))
-
     try:
-        result = train(config, dataset, resume=resume, on_epoch=keep, on_progress=watch)
-    except Diverged as error:
-        # All workers come here together and would again after a restart: end the job in order, `fit` raises the error.
-        if leader:
-            _write_json(folder / "diverged.json", str(error))
-        return
-    if leader:
-        _finish(folder, config, dataset, result)
+        _run(config, folder, leader)
+    except SluiceError as error:
+        # Diverged: all workers come here together and would again after a restart. Otherwise this worker alone may:
+        # the others wait for it, so it must fail, and the restart ends at once, above.
+        if leader or not isinstance(error, Diverged):
+            write_json(folder / _FAILED, {"kind": type(error).__name__, "message": str(error)})
+        if not isinstance(error, Diverged):
+            raise
+    except RuntimeError as error:
+        if (told := no_memory(error)) is not None:
+            write_json(folder / _FAILED, {"kind": "TrainingFailed", "message": told})
+        raise
 
 
-def _finish(folder: Path, config: TrainConfig, dataset: datasets.LabelledDataset, result: TrainResult) -> None:
-    unfinished = folder / ".model.safetensors"
-    save_file(result.model.state_dict(), unfinished)
-    os.replace(unfinished, folder / "model.safetensors")
-    run = {
-        "config": config.model_dump(mode="json"),
-        "history": [progress_to_dict(row) for row in result.history],
-        "resumed_from_epoch": result.resumed_from_epoch,
-        "dataset_source": dataset.source,
-    }
-    _write_json(folder / "run.json", run)
+def no_memory(error: RuntimeError) -> str | None:
+    """In our words, if torch found no memory for a tensor, on a CPU or a GPU."""
+    told = " ".join(str(error).split())
+    if "allocate memory" not in told and "out of memory" not in told and "not enough memory" not in told:
+        return None
+    return f"a worker has no memory for a batch ({told[:200]}); {_LESS_MEMORY}"
+
+
+_LESS_MEMORY = "lower batch_size, or raise accumulate; the last checkpoint is intact"
+
+
+def _run(config: TrainConfig, folder: Path, leader: bool) -> None:
+    import ray.train
+
+    dataset = config.task.load(config.dataset)
+    kept = folder / CHECKPOINTS
+    writer = checkpoint.Writer(kept)
+    with Eyes(folder, config, leader=leader) as eyes:
+
+        def keep(progress: Progress, state: State) -> None:
+            writer.write(state, step=state["epoch"] * 10**6 + state["step"])
+            if progress.metrics:
+                ray.train.report({"epoch": progress.epoch, "loss": progress.loss, **progress.metrics})
+
+        result = train(
+            config, dataset, resume=checkpoint.load(kept), runs_dir=folder.parent, on_state=keep,
+            on_progress=eyes.progress, should_stop=(folder / _STOP).exists,
+        )  # fmt: skip
+        writer.wait()
+        if leader and not result.stopped:
+            eyes.findings(result)
+            runs.finish(folder, config, dataset.source, result)
 
 
 def fit(
@@ -113,70 +98,88 @@ def fit(
     storage_path: Path,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     notify: Callable[[str], None] = lambda line: None,
-    max_failures: int = 2,
-) -> TrainResult:
+    max_failures: int = 3,
+) -> Run:
     """Run or resume `run_name` on the Ray that this process is connected to; all nodes share `storage_path`.
 
-    A finished run is not trained again: `notify` is told and its result returned. Raises ConfigError if the name
+    A finished run is not trained again: `notify` is told and its result returned. Interrupted (KeyboardInterrupt) it
+    lets the workers write a checkpoint first; interrupted again, it does not wait. Raises ConfigError if the name
     belongs to a run with another config, TrainingFailed with the worker's error once `max_failures` restarts are
     used up, Diverged at once if the loss is no longer finite.
     """
+    folder = storage_path.resolve() / run_name
+    runs.claim(folder, config)
+    if (folder / RUN).exists():
+        run = runs.load(run_name, storage_path)
+        notify(
+            f"run {run_name!r} is finished already ({len(run.history)} epochs) and is not trained again; "
+            f"for a new run give another name (--run) or delete {folder}"
+        )
+        return run
+    if config.members > 1:
+        members = []
+        for number in range(config.members):
+            notify(f"member {number + 1} of {config.members}: seed {config.seed + number}")
+            members.append(
+                fit(config.member(number), run_name=f"{run_name}-member-{number}", storage_path=storage_path,
+                    on_progress=on_progress, notify=notify, max_failures=max_failures)
+            )  # fmt: skip
+        finish_ensemble(folder, config, members)
+        return runs.load(run_name, storage_path)
+    for left_over in (_FAILED, _STOP):
+        (folder / left_over).unlink(missing_ok=True)
+    write_json(folder / "environment.json", environment(config))
+    _fit(config, folder, on_progress, max_failures)
+    if (folder / _FAILED).exists():
+        failed = runs.read(folder / _FAILED)
+        kind = {"Diverged": Diverged}.get(failed["kind"]) or getattr(errors, failed["kind"], TrainingFailed)
+        raise kind(f"run {run_name!r} failed: {failed['message']}")
+    return runs.load(run_name, storage_path)
+
+
+def _fit(config: TrainConfig, folder: Path, on_progress: Callable[[Progress], None], max_failures: int) -> None:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    folder = storage_path.resolve() / run_name
-    _claim(folder, config)
-    if (folder / "run.json").exists():
-        result = load_result(run_name, storage_path)
-        notify(
-            f"run {run_name!r} is finished already ({len(result.history)} epochs) and is not trained again; "
-            f"for a new run give another name (--run) or delete {folder}"
-        )
-        return result
     os.environ.setdefault(*_RAY_POLL)  # Ray hands it on to its controller and workers
     finished = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(folder / "progress.json", finished, on_progress), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(folder / PROGRESS, finished, on_progress), daemon=True)
     watcher.start()
+    low, high = config.workers
+    use_gpu = config.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= low
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"config": config.model_dump(mode="json"), "folder": str(folder)},
-        torch_config=TorchConfig(backend="gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=config.num_workers),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=low if low == high else (low, high), use_gpu=use_gpu, elastic_resize_monitor_interval_s=10.0
+        ),
         run_config=ray.train.RunConfig(
-            name=run_name,
-            storage_path=str(storage_path.resolve()),
+            name=folder.name,
+            storage_path=str(folder.parent / ".ray"),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
     try:
-        _in_thread(trainer.fit)
+        _in_thread(trainer.fit, stop=folder / _STOP)
     except ray.train.TrainingFailedError as error:
+        if (folder / _FAILED).exists():
+            return  # in our own words
+        told = str(error)
+        if "OutOfMemory" in told or "OOM" in told:
+            told = f"a worker was ended for want of memory ({told[:200]}...); {_LESS_MEMORY}"
         raise TrainingFailed(
-            f"run {run_name!r} failed: {error}; its checkpoints are in {folder}, the same name goes on from there"
+            f"run {folder.name!r} failed: {told}; its checkpoints are in {folder}, the same name goes on from there"
         ) from error
     finally:
         finished.set()
         watcher.join()
-    if (folder / "diverged.json").exists():
-        raise Diverged(f"run {run_name!r} failed: {json.loads((folder / 'diverged.json').read_text())}")
-    return load_result(run_name, storage_path)
 
 
-def _claim(folder: Path, config: TrainConfig) -> None:
-    """Note what the run is, or raise ConfigError if the folder belongs to a run of another config."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "diverged.json").unlink(missing_ok=True)
-    path = folder / "config.json"
-    if path.exists():
-        config.require_same_run(_read(path), where=f"run {folder.name!r} in {folder.parent}")
-    else:
-        _write_json(path, config.model_dump(mode="json"))
-
-
-def _in_thread(run: Callable[[], object]) -> None:
-    """Run to the end, or raise what it raised. Ctrl-C interrupts the wait, as a caller expects: in the main thread Ray
-    Train would take SIGINT for itself, keep it after the run, and end the process without a word."""
+def _in_thread(run: Callable[[], object], *, stop: Path) -> None:
+    """Run to the end, or raise what it raised. The first interrupt writes `stop` and waits for a checkpoint; then, or
+    at the second, KeyboardInterrupt is raised. In the main thread Ray Train would take SIGINT for itself, keep it after
+    the run, and end the process without a word."""
     raised: list[BaseException] = []
 
     def target() -> None:
@@ -187,41 +190,15 @@ def _in_thread(run: Callable[[], object]) -> None:
 
     thread = threading.Thread(target=target, daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+    except KeyboardInterrupt:
+        stop.touch()
+        thread.join(_STOPPING_S)
+        raise
     if raised:
         raise raised[0]
-
-
-def load_run(run_name: str, storage_path: Path) -> tuple[CNN, TrainConfig]:
-    """Model (best weights, eval mode) and config of a finished run. Raises ConfigError if there is none."""
-    folder = storage_path / run_name
-    if not (folder / "run.json").exists():
-        raise ConfigError(f"no finished run {run_name!r} in {storage_path}; train it first: sluice train RECIPE")
-    try:
-        config = TrainConfig.model_validate(_read(folder / "run.json")["config"])
-        model = build_model(config.family, dropout=config.dropout)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, KeyError, RuntimeError, ValidationError, SafetensorError) as error:
-        raise ConfigError(f"run {run_name!r} in {storage_path} is damaged ({error}); delete it, train anew") from error
-    return model.eval(), config
-
-
-def load_result(run_name: str, storage_path: Path) -> TrainResult:
-    """What `fit` returned for a finished run. Raises ConfigError if there is none."""
-    model, _ = load_run(run_name, storage_path)
-    run = _read(storage_path / run_name / "run.json")
-    return TrainResult(model, [progress_from_dict(row) for row in run["history"]], run["resumed_from_epoch"])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged ({error}); delete the run's folder and train anew") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is damaged: it holds no object; delete the run's folder and train anew")
-    return content
 
 
 def _watch(path: Path, finished: threading.Event, on_progress: Callable[[Progress], None]) -> None:
@@ -234,4 +211,4 @@ def _watch(path: Path, finished: threading.Event, on_progress: Callable[[Progres
             continue
         if text != last:
             last = text
-            on_progress(progress_from_dict(json.loads(text)))
+            on_progress(Progress(**json.loads(text)))

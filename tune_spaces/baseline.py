@@ -25,12 +25,16 @@ class StockClassifier:
         import torch
 
         from cluster.artifacts import ArtifactStore
-        from train_jobs.models import build_model
+        from train_jobs.averaging import ensemble_of
+        from train_jobs.config import TrainConfig
 
         self._torch = torch
         artifacts = ArtifactStore(Path(store))
         manifest = artifacts.get(variant)
-        self._model = build_model(manifest.family)
+        config = TrainConfig.model_validate(manifest.provenance["config"])
+        self._model = ensemble_of(
+            config.model.build(manifest.inputs[0].shape[1:], manifest.outputs[0].shape[1:]), config.ensemble_size
+        )
         self._model.load_state_dict(safetensors.torch.load(artifacts.read(manifest, "weights.safetensors")))
         self._model.eval()
 

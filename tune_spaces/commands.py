@@ -25,7 +25,7 @@ from cluster.runtimes import RuntimeConfig, runtimes_for
 from cluster.slo import load_slo
 from cluster.variants import Variant
 from tune_spaces.report import summary
-from tune_spaces.training import default_runs_dir, fit_on_local_cluster, terminated
+from tune_spaces.training import default_runs_dir, terminated
 
 if TYPE_CHECKING:
     from train_jobs.compression.compress import TrainedModel
@@ -39,41 +39,12 @@ def _store(path: Path | None) -> ArtifactStore:
     return ArtifactStore(path) if path else default_store()
 
 
-def train(
-    *, recipe: str, overrides: list[str], run: str | None, runs_dir: Path | None, as_json: bool, dry_run: bool
-) -> None:
-    """Train a recipe on a local Ray cluster; the same run name resumes."""
-    from train_jobs import datasets, recipes
-
-    config = recipes.recipe(recipe).with_overrides(overrides)
-    name, folder = run or recipe, runs_dir or default_runs_dir()
-    if dry_run:
-        print(f"would train {config.recipe} on {config.dataset} with {config.num_workers} workers into {folder / name}")
-        return
-    console = Console(stderr=as_json, soft_wrap=True)
-    dataset = datasets.load(config.dataset, notify=lambda line: console.print(f"[yellow]notice[/yellow] {line}"))
-    if dataset.name != config.dataset:
-        config = recipes.on_dataset(config, dataset.name)
-        console.print(f"[yellow]notice[/yellow] the recipe is {config.recipe} now, and so its variants will be called")
-    with console.status(f"training {name}") as status:
-        say = (lambda line: status.update(f"{name}: {line}")) if console.is_terminal else console.print
-        result = fit_on_local_cluster(
-            config, run_name=name, storage_path=folder, say=say,
-            notice=lambda line: console.print(f"[yellow]notice[/yellow] {line}"),
-        )  # fmt: skip
-    best = max((row.val_accuracy for row in result.history), default=float("nan"))
-    if as_json:
-        print(json.dumps({"run": name, "runs_dir": str(folder), "epochs": len(result.history), "val_accuracy": best}))
-    else:
-        console.print(f"trained {name}: validation accuracy {best:.4f}; next: sluice compress {name}")
-
-
 def compress(
     *, run: str | None, model: str | None, data: str | None, name: str | None, without: list[str],
     runs_dir: Path | None, store: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Variants of a finished run, or of a model of the user's own."""
-    from train_jobs import datasets, job
+    from train_jobs import runs
     from train_jobs.compression.compress import CompressConfig, build_variants, of_run
 
     passes = CompressConfig().without(without)
@@ -81,9 +52,9 @@ def compress(
     if run is not None and (model or data):
         raise ConfigError(f"run={run!r} and --model/--data both say what to compress; pass one of them")
     if run is not None:
-        trained, config = job.load_run(run, runs_dir or default_runs_dir())
-        dataset = datasets.load(config.dataset, notify=console.print)
-        source = of_run(trained, config, dataset)
+        trained = runs.load(run, runs_dir or default_runs_dir())
+        dataset = trained.config.task.load(trained.config.dataset, notify=console.print)
+        source = of_run(trained.model, trained.config, dataset)
     else:
         source, dataset = _own(model, data, name, console)
     variants = build_variants(_store(store), source, dataset, passes, notify=console.print)

@@ -52,7 +52,7 @@ def train_and_compress(
     dataset = datasets.load(config.dataset, notify=stages.notice)
     if dataset.name != config.dataset:
         config = recipes.on_dataset(config, dataset.name)
-    with stages.stage(f"train {config.recipe} on {dataset.name} ({config.num_workers} workers)"):
+    with stages.stage(f"train {config.recipe} on {dataset.name} ({config.workers[1]} workers)"):
         result = fit_on_local_cluster(
             config, run_name=run_name, storage_path=runs_dir, say=stages.say, notice=stages.notice
         )

@@ -26,7 +26,7 @@ from cluster.runtimes.streams import StreamedRuntime
 from cluster.variants import TensorSpec, Variant
 from train_jobs import datasets
 from train_jobs.export import INPUT, output_spec
-from train_jobs.models import build_model
+from train_jobs.models import CNN
 
 ROWS = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
 SUMS = TensorSpec(name="y", datatype="FP32", shape=(-1, 4))
@@ -77,7 +77,7 @@ def pictures() -> NDArray[np.uint8]:
 @pytest.fixture(scope="session")
 def model() -> nn.Module:
     torch.manual_seed(7)
-    return build_model("cnn").eval()
+    return CNN().eval()
 
 
 @pytest.fixture(scope="session")

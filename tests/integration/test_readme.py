@@ -51,8 +51,8 @@ def test_every_line_works(tmp_path: Path) -> None:
         for line in console_lines()
     ]  # fmt: skip
     assert [re.search(r"sluice (\w+)", line).group(1) for line in lines if "sluice " in line] == [  # type: ignore[union-attr]
-        "init", "tune", "serve", "hardware", "train", "compress", "variants", "profile", "tune", "report", "variants",
-        "serve", "load", "status", "stop", "serve",
+        "init", "tune", "serve", "hardware", "recipes", "train", "compress", "variants", "profile", "tune", "report",
+        "variants", "serve", "load", "status", "stop", "serve", "train", "train",
     ]  # fmt: skip
     server: subprocess.Popen[str] | None = None
     try:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, JsonValue
 from safetensors.torch import save
 from torch import nn
@@ -22,6 +23,7 @@ from cluster import hardware
 from cluster.artifacts import ArtifactStore
 from cluster.errors import ConfigError, InvalidRequest, TrainingFailed
 from cluster.runtimes import RuntimeName
+from cluster.tensors import DATATYPE_OF_NUMPY
 from cluster.variants import Pass, Precision, TensorSpec, Variant
 from train_jobs import datasets
 from train_jobs.compression.cast import to_bf16
@@ -31,9 +33,10 @@ from train_jobs.compression.quantize import QuantizeConfig, quantize
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset
 from train_jobs.evaluate import Bench
-from train_jobs.export import INPUT, output_spec, to_onnx, to_torch_archive
-from train_jobs.models import CNN
+from train_jobs.export import output_spec, to_onnx, to_torch_archive
 
+CLASSIFIERS = frozenset({"classify", "distill"})
+"""Tasks whose model gives a score per class."""
 PASSES = ("int8", "bf16", "prune")
 _Made = TypeVar("_Made")
 
@@ -69,12 +72,29 @@ class TrainedModel:
     provenance: dict[str, JsonValue] = field(default_factory=dict)
 
 
-def of_run(model: CNN, config: TrainConfig, dataset: LabelledDataset) -> TrainedModel:
-    """A finished run's model. Raises ConfigError if the data set is not the one that it was trained on."""
+def of_run(model: nn.Module, config: TrainConfig, dataset: LabelledDataset) -> TrainedModel:
+    """A finished run's model. Raises ConfigError if the data set is not the one that it was trained on, or the model
+    gives no score per class: the variants of the other families are not measured yet."""
     datasets.require(dataset, config.dataset)
+    if config.task.kind not in CLASSIFIERS:
+        raise ConfigError(
+            f"{config.recipe} does task.kind={config.task.kind}; Sluice compresses classifiers so far "
+            f"({', '.join(sorted(CLASSIFIERS))})"
+        )
+    described = getattr(model.preprocess, "describe", None)
     return TrainedModel(
-        name=config.recipe, family=config.family, inputs=INPUT, outputs=output_spec(len(dataset.labels)), module=model,
-        preprocessing=model.preprocess.describe(), provenance={"config": config.model_dump(mode="json")},
+        name=config.recipe, family=config.model.family, inputs=input_spec(dataset), module=model,
+        outputs=output_spec(len(dataset.labels)), preprocessing=described() if described else "none",
+        provenance={"config": config.model_dump(mode="json")},
+    )  # fmt: skip
+
+
+def input_spec(dataset: LabelledDataset) -> TensorSpec:
+    """What a model of these samples takes."""
+    pictures = dataset.x_train.dtype == np.uint8 and dataset.x_train.ndim == 4
+    return TensorSpec(
+        name="image" if pictures else "input", datatype=DATATYPE_OF_NUMPY[dataset.x_train.dtype],
+        shape=(-1, *dataset.x_train.shape[1:]),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from cluster.errors import TrainingFailed
 from train_jobs.datasets import LabelledDataset
-from train_jobs.loop import correct
+from train_jobs.tasks.classify import correct
 from train_jobs.parallel.shards import batches
 
 _STEPS, _SMALLEST_BATCH = 40, 16

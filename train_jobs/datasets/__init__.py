@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from cluster.errors import ConfigError, DataUnavailable
 from train_jobs.datasets.folder import Look, from_folder
@@ -20,6 +21,7 @@ def load(spec: str, *, notify: Callable[[str], None] | None = None) -> LabelledD
     """The data set that `spec` names; what is decided on the way (a split, a stand-in) is told through `notify`.
 
         fashion-mnist | mnist | digits    known by name (say ./digits for a folder of that name)
+        clothing | clothing-gray28 ...    the same: datasets/clothing.py
         my_pkg.data:dataset               a function without arguments, or an object, in a module of the user's
         samples.npz                       arrays: datasets/npz.py
         pictures/ or pictures?size=64x64  a folder of pictures: datasets/folder.py
@@ -54,10 +56,21 @@ def _path_of(spec: str) -> tuple[Path, str | None]:
     return Path(before).expanduser(), query
 
 
-def require(dataset: LabelledDataset, name: str) -> None:
+class Named(Protocol):
+    """Any data set: what it is called, what loads it again, where it came from."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def spec(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+
+
+def require(dataset: Named, name: str) -> None:
     """Raise ConfigError unless `dataset` is the one that a config names: a stand-in must not pass for it."""
-    if dataset.name != name:
+    if name not in (dataset.name, dataset.spec):
         raise ConfigError(
-            f"the config says dataset={name!r}, these pictures are {dataset.name!r} ({dataset.source}); "
+            f"the config says dataset={name!r}, these samples are {dataset.name!r} ({dataset.source}); "
             "bring the data (SLUICE_DATA_DIR) or train a recipe for what is there (cnn_digits)"
         )

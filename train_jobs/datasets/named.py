@@ -1,4 +1,7 @@
-"""The sets that Sluice knows by name: $SLUICE_DATA_DIR, else torchvision's download, else the embedded digits."""
+"""The sets that Sluice knows by name: $SLUICE_DATA_DIR, else torchvision's download, else the embedded digits.
+
+Clothing in colour (datasets/clothing.py) is not to be downloaded: it lies in $SLUICE_DATA_DIR, or the digits stand in.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from cluster.errors import DataUnavailable
+from train_jobs.datasets import clothing
 from train_jobs.datasets.idx import read_idx
 from train_jobs.datasets.labelled import LabelledDataset
 
-NAMES = ("fashion-mnist", "mnist", "digits")
+NAMES = ("fashion-mnist", "mnist", "digits", *clothing.NAMES)
 _FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
@@ -33,6 +37,12 @@ def from_name(name: str, *, notify: Callable[[str], None] | None) -> LabelledDat
     """
     if name == "digits":
         return _digits()
+    if name in clothing.NAMES:
+        file = clothing.file_of(name)
+        if file is not None and file.exists():
+            return clothing.from_clothing(name, file, notify=notify)
+        reason = f"{file} is not there" if file is not None else "SLUICE_DATA_DIR is not set"
+        return _stand_in(name, [reason], "clothing-small/ (clothing-small-32.npz, clothing-small-224.zip)", notify)
     reasons = []
     if folder := os.environ.get("SLUICE_DATA_DIR"):
         missing = [f for f in _FILES.values() if not (Path(folder) / name / f).exists()]
@@ -47,8 +57,14 @@ def from_name(name: str, *, notify: Callable[[str], None] | None) -> LabelledDat
         except (OSError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             reasons.append(f"the download failed ({reason})")
+    return _stand_in(name, reasons, f"{name}/*.gz", notify)
+
+
+def _stand_in(
+    name: str, reasons: list[str], files: str, notify: Callable[[str], None] | None
+) -> LabelledDataset:
     problem = f"{name} is not to be had here: {'; '.join(reasons)}."
-    way_out = f"set SLUICE_DATA_DIR to a folder with {name}/*.gz for the real thing."
+    way_out = f"set SLUICE_DATA_DIR to a folder with {files} for the real thing."
     if notify is None:
         raise DataUnavailable(f"{problem} To go on, {way_out}")
     notify(f"{problem} Using scikit-learn's embedded digits (1,797 pictures) instead; {way_out}")

@@ -1,6 +1,6 @@
-"""Which pictures does each worker see, and how? Every epoch shows every sample once, to one worker.
+"""Which samples does each worker see, and how? Every epoch shows every sample once, to one worker.
 
-Both answers depend on (seed, epoch) alone, so a run is the same one at any number of workers.
+All answers depend on seed, epoch and step alone, so a run is the same one at any number of workers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_ORDER, _MIRROR, _NOISE = 1, 2, 3
+_ORDER, _MIRROR, _NOISE, _DRAWN = 1, 2, 3, 4
 
 
 def _generator(*numbers: int) -> torch.Generator:
@@ -24,26 +24,28 @@ def _seed(*numbers: int) -> int:
 
 
 def batches(
-    samples: int, batch_size: int, *, epoch: int, seed: int, rank: int = 0, world_size: int = 1
+    samples: int, batch_size: int, *, epoch: int, seed: int, rank: int = 0, world_size: int = 1, skip: int = 0
 ) -> Iterator[tuple[Tensor, int]]:
-    """(this worker's indices, size of the global batch) for each step of the epoch.
+    """(this worker's indices, size of the global batch) for each step of the epoch but the first `skip`.
 
     A global batch is dealt out like cards, so shares differ by one at most; only the last batch may be short.
     """
     order = torch.randperm(samples, generator=_generator(seed, epoch, _ORDER))
-    for start in range(0, samples, batch_size):
+    for start in range(skip * batch_size, samples, batch_size):
         whole = order[start : start + batch_size]
         yield whole[rank::world_size], len(whole)
 
 
-def mirrored(x_NCHW: Tensor, *, epoch: int, seed: int) -> Tensor:
-    """A copy in which half of the pictures, others each epoch, are flipped left to right."""
-    chosen = torch.rand(len(x_NCHW), generator=_generator(seed, epoch, _MIRROR)) < 0.5
-    copy = x_NCHW.clone()
-    copy[chosen] = copy[chosen].flip(-1)
-    return copy
+def mirrored(samples: int, *, epoch: int, seed: int) -> Tensor:
+    """bool (N,): which pictures are flipped left to right in this epoch; half of them."""
+    return torch.rand(samples, generator=_generator(seed, epoch, _MIRROR)) < 0.5
 
 
-def seed_noise(*, epoch: int, seed: int, rank: int) -> None:
-    """Seed torch's own generator, of which dropout draws: differs by worker and epoch, repeats on a resumed run."""
-    torch.manual_seed(_seed(seed, epoch, rank, _NOISE))
+def noise(shape: tuple[int, ...], seed: int, step: int, stream: int) -> Tensor:
+    """Normal noise that depends on the three numbers alone; float32."""
+    return torch.randn(shape, generator=_generator(seed, step, stream, _DRAWN), dtype=torch.float32)
+
+
+def seed_noise(*, step: int, seed: int, rank: int) -> None:
+    """Seed torch's own generator, of which dropout draws: differs by worker and step, repeats on a resumed run."""
+    torch.manual_seed(_seed(seed, step, rank, _NOISE))

@@ -29,7 +29,7 @@ def test_the_table_and_the_commands_are_the_same() -> None:
     assert commands_of(app) == set(COMMANDS)
 
 
-@pytest.mark.parametrize("command", [*sorted(COMMANDS), "variants"])
+@pytest.mark.parametrize("command", [*sorted(COMMANDS), "variants", "jobs"])
 def test_help_ends_with_an_example_of_that_command(command: str) -> None:
     help_text = RUNNER.invoke(app, [*command.split(), "--help"]).output
     example = re.fullmatch(r" *Example: (sluice .*)", help_text.strip().splitlines()[-1])
@@ -44,7 +44,7 @@ def test_every_command_leads_to_a_function_that_takes_what_it_is_given(command: 
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "tune", "serve", "deploy", "stop", "demo", "variants promote", "variants rollback",
+    "command", ["train", "jobs submit", "tune", "serve", "deploy", "stop", "demo", "variants promote", "variants rollback",
                 "variants gc"],
 )  # fmt: skip
 def test_commands_that_change_a_cluster_have_a_dry_run(command: str) -> None:
@@ -52,7 +52,7 @@ def test_commands_that_change_a_cluster_have_a_dry_run(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "compress", "profile", "tune", "report", "load", "status", "hardware", "demo",
+    "command", ["recipes", "train", "jobs list", "compress", "profile", "tune", "report", "load", "status", "hardware", "demo",
                 "variants list", "variants gc"],
 )  # fmt: skip
 def test_commands_that_print_a_table_have_json(command: str) -> None:

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from train_jobs import loop
+from train_jobs import checkpoint, loop
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset
+from train_jobs.parallel.hooks import CommHook
+from train_jobs.tasks import ClassifyConfig, classify
 
 CONFIG = TrainConfig(
     recipe="parity", dataset="digits", epochs=3, batch_size=13, lr=2e-3, optimizer="adamw", weight_decay=0.01,
-    schedule="one_cycle", label_smoothing=0.1, flip=True, validation=0.1,
+    schedule="one_cycle", task=ClassifyConfig(label_smoothing=0.1), flip=True, validation=0.1,
 )  # fmt: skip
 """144 pictures in batches of 13: the last batch is one picture, so all workers but the first have none of it."""
 
 
 def curve(config: TrainConfig, dataset: LabelledDataset, resume: dict[str, Any] | None = None) -> dict[str, Any]:
     """Train in float64; the losses, the accuracies, the weights, and the state after each epoch."""
-    torch.set_default_dtype(torch.float64)
     states: list[dict[str, Any]] = []
-    try:
-        result = loop.train(config, dataset, resume=resume, on_epoch=lambda _, state: states.append(_frozen(state)))
-    finally:
-        torch.set_default_dtype(torch.float32)
+    result = loop.train(
+        config.model_copy(update={"precision": "fp64"}), dataset, resume=resume,
+        on_state=lambda _, state: states.append(_frozen(state)),
+    )  # fmt: skip
     return {
         "loss": [row.loss for row in result.history],
-        "accuracy": [row.val_accuracy for row in result.history],
+        "accuracy": [row.metrics["accuracy"] for row in result.history],
         "time_left_s": result.history[-1].time_left_s,
+        "traffic": (result.traffic.sent_bytes, result.traffic.uncompressed_bytes),
+        "findings": result.findings,
         "weights": result.model.state_dict(),
         "states": states,
     }
@@ -46,7 +50,7 @@ def _frozen(value: Any) -> Any:
 def diverge_on_the_last_rank(config: TrainConfig, dataset: LabelledDataset) -> str:
     """One worker meets a NaN in the last batch of an epoch, the others do not: what does each say?"""
     steps = 0
-    true_loss = loop.F.cross_entropy
+    true_loss = classify.F.cross_entropy
 
     def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
         nonlocal steps
@@ -54,13 +58,13 @@ def diverge_on_the_last_rank(config: TrainConfig, dataset: LabelledDataset) -> s
         last = steps == 3
         return true_loss(*args, **kwargs) * (float("nan") if last and dist.get_rank() == 1 else 1.0)
 
-    loop.F.cross_entropy = poisoned
+    classify.F.cross_entropy = poisoned
     try:
         loop.train(config, dataset)
     except loop.Diverged as error:
         return str(error)
     finally:
-        loop.F.cross_entropy = true_loss
+        classify.F.cross_entropy = true_loss
     return "no error"
 
 
@@ -68,8 +72,22 @@ def several(config: TrainConfig, dataset: LabelledDataset) -> dict[str, Any]:
     """Three scenarios in one process group: starting one costs more than all of them."""
     stopping = config.model_copy(update={"epochs": 12, "patience": 2, "lr": 1e-12, "schedule": "constant"})
     whole_batches = config.model_copy(update={"batch_size": 48})
+    pieces = {
+        "accumulated": {"accumulate": 3},
+        "full": {"full_batch": True, "epochs": 2},
+        "clipped": {"clip_norm": 0.5, "l1": 1e-4, "optimizer": "sgd"},
+        "bf16": {"comm_hook": CommHook(kind="bf16")},
+        "powersgd": {"comm_hook": CommHook(kind="powersgd", rank=4, start_step=2)},
+    }
     return {
+        **{name: curve(config.model_copy(update=changes), dataset) for name, changes in pieces.items()},
         "curve": curve(config, dataset),
         "stopped": curve(stopping, dataset),
         "diverged": diverge_on_the_last_rank(whole_batches, dataset),
     }
+
+
+def save_together(folder: Path) -> None:
+    """Both workers hold the same tensors, and clocks that differ."""
+    state = {f"w{i}": torch.full((1000,), float(i)) for i in range(6)}
+    checkpoint.save({**state, "clock": dist.get_rank()}, folder, step=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import pytest
 import torch
 
 from cluster.errors import TrainingFailed
+from tests.unit.train_jobs import gloo, scenarios
 from train_jobs import checkpoint
 
-# Forks a writer, kills it at a random moment, looks at what is left; the parent process pays for `import torch` once.
+# Starts a writer, kills it at a random moment, looks at what is left; fork after `import torch`, which is dear.
 KILL_ROUNDS = """
 import os, random, signal, sys, time
 from pathlib import Path
@@ -24,20 +26,21 @@ import torch
 from train_jobs import checkpoint
 
 torch.set_num_threads(1)
-folder, rounds, halfway, newest = Path(sys.argv[1]), 25, 0, 0
-checkpoint.save({"n": 0, "weights": torch.full((2_000_000,), 0.0)}, folder)
+folder, rounds, halfway, newest = Path(sys.argv[1]), 20, 0, 0
+checkpoint.save({"n": 0, "weights": torch.full((2_000_000,), 0.0)}, folder, step=0)
 for _ in range(rounds):
     child = os.fork()
     if not child:
+        writer = checkpoint.Writer(folder)
         for n in range(newest + 1, newest + 1000):
-            checkpoint.save({"n": n, "weights": torch.full((2_000_000,), float(n))}, folder)
-    time.sleep(random.uniform(0.01, 0.12))
+            writer.write({"n": n, "weights": torch.full((2_000_000,), float(n))}, n)
+    time.sleep(random.uniform(0.02, 0.25))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    halfway += (folder / ".state.pt.unfinished").exists()
+    halfway += any(not (each / ".metadata").exists() for each in folder.iterdir())
     state = checkpoint.load(folder)
     assert state is not None, "the checkpoint is gone"
-    assert bool((state["weights"] == state["n"]).all()), "parts of two checkpoints in one file"
+    assert bool((state["weights"] == state["n"]).all()), "parts of two checkpoints in one"
     assert state["n"] >= newest, "an older checkpoint came back"
     newest = state["n"]
 print(halfway, newest)
@@ -46,10 +49,10 @@ print(halfway, newest)
 
 def test_kill_9_while_saving_leaves_the_old_checkpoint_or_the_new_one(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILL_ROUNDS, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     halfway, newest = map(int, done.stdout.split())
-    assert halfway > 0, "no kill hit a file half written: the test proved nothing"
+    assert halfway > 0, "no kill hit a checkpoint half written: the test proved nothing"
     assert newest > 0, "no save ever finished: the test proved nothing"
 
 
@@ -63,7 +66,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
         "weights": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
         "epoch": 3, "history": [{"loss": 0.5, "val_accuracy": float("nan")}],
     }  # fmt: skip
-    checkpoint.save(state, tmp_path / "new" / "folder")
+    checkpoint.save(state, tmp_path / "new" / "folder", step=7)
     loaded = checkpoint.load(tmp_path / "new" / "folder")
     assert loaded is not None
     assert torch.equal(loaded["weights"]["weight"], model.weight)
@@ -76,24 +79,68 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"PK\x03\x04 half a zip"])
-def test_garbage_is_refused_with_a_way_out(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / checkpoint.FILE).write_bytes(content)
-    with pytest.raises(TrainingFailed, match=r"state\.pt is no checkpoint .*; delete it to start anew"):
+def test_the_newest_is_loaded_and_the_last_two_are_kept(tmp_path: Path) -> None:
+    writer = checkpoint.Writer(tmp_path)
+    for step in (1, 2, 30):
+        writer.write({"step": step, "weights": torch.full((4,), float(step))}, step)
+    writer.wait()
+    loaded = checkpoint.load(tmp_path)
+    assert loaded is not None
+    assert (loaded["step"], loaded["weights"].tolist()) == (30, [30.0] * 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000002", "step-000000030"]
+
+
+def test_what_changes_while_it_is_written_is_not_in_it(tmp_path: Path) -> None:
+    weights = torch.zeros(4_000_000)
+    writer = checkpoint.Writer(tmp_path)
+    writer.write({"weights": weights}, 1)
+    weights += 1  # training goes on at once
+    writer.wait()
+    loaded = checkpoint.load(tmp_path)
+    assert loaded is not None
+    assert float(loaded["weights"].abs().sum()) == 0.0
+
+
+def test_scalars_keys_and_layouts_come_back_as_they_were(tmp_path: Path) -> None:
+    state = {"scalar": torch.tensor(3.5), "by_number": {0: torch.arange(6).reshape(2, 3), 1: None}, "flags": [True, 1.5],
+             "last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), "empty": {}}  # fmt: skip
+    checkpoint.save(state, tmp_path, step=1)
+    loaded = checkpoint.load(tmp_path)
+    assert loaded is not None
+    assert loaded["scalar"].shape == ()
+    assert loaded["by_number"][1] is None
+    assert torch.equal(loaded["by_number"][0], state["by_number"][0])  # type: ignore[index]
+    assert torch.equal(loaded["last"], state["last"])
+    assert (loaded["flags"], loaded["empty"]) == ([True, 1.5], {})
+
+
+def test_a_folder_half_written_is_passed_over(tmp_path: Path) -> None:
+    checkpoint.save({"n": 1}, tmp_path, step=1)
+    half = tmp_path / "step-000000002"
+    half.mkdir()
+    (half / "__0_0.distcp").write_bytes(b"half")
+    assert checkpoint.load(tmp_path) == {"n": 1}
+    checkpoint.save({"n": 2}, tmp_path, step=2)
+    assert checkpoint.load(tmp_path) == {"n": 2}
+
+
+@pytest.mark.parametrize("file", [".metadata", "__0_0.distcp"])
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100])
+def test_garbage_is_refused_with_a_way_out(tmp_path: Path, file: str, content: bytes) -> None:
+    checkpoint.save({"weights": torch.ones(1000)}, tmp_path, step=1)
+    (tmp_path / "step-000000001" / file).write_bytes(content)
+    with pytest.raises(TrainingFailed, match=r"step-000000001 is no checkpoint .*; delete it to go on from the one"):
         checkpoint.load(tmp_path)
 
 
-def test_half_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    path = checkpoint.save({"weights": torch.ones(1000)}, tmp_path)
-    path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(TrainingFailed, match="is no checkpoint"):
-        checkpoint.load(tmp_path)
-
-
-def test_something_else_than_a_state_is_refused(tmp_path: Path) -> None:
-    torch.save([1, 2], tmp_path / checkpoint.FILE)
-    with pytest.raises(TrainingFailed, match="holds a list, not a checkpoint"):
-        checkpoint.load(tmp_path)
+def test_what_one_worker_saved_two_can_read_and_the_other_way_round(tmp_path: Path) -> None:
+    gloo.run(scenarios.save_together, tmp_path, world_sizes=(2,))
+    loaded = checkpoint.load(tmp_path)
+    assert loaded is not None
+    assert [int(loaded[f"w{i}"].sum()) for i in range(6)] == [1000 * i for i in range(6)]
+    shares = list((tmp_path / "step-000000005").glob("*.distcp"))
+    assert len(shares) == 2, "each worker wrote a part of it"
+    assert loaded["clock"] == 0, "numbers are the leader's"
 
 
 class _Bomb:
@@ -107,11 +154,13 @@ class _Bomb:
 
 
 def test_a_pickled_object_is_refused_and_never_run(tmp_path: Path) -> None:
-    torch.save({"weights": _Bomb(tmp_path / "boom")}, tmp_path / checkpoint.FILE)
+    checkpoint.save({"weights": torch.ones(3)}, tmp_path, step=1)
+    bomb = pickle.dumps(_Bomb(tmp_path / "boom"))
+    (tmp_path / "step-000000001" / ".metadata").write_bytes(bomb)
     with pytest.raises(TrainingFailed, match="is no checkpoint"):
         checkpoint.load(tmp_path)
     assert not (tmp_path / "boom").exists()
-    torch.load(tmp_path / checkpoint.FILE, weights_only=False)
+    pickle.loads(bomb)
     assert (tmp_path / "boom").exists(), "the bomb works: only the refusal kept it from going off"
 
 
@@ -127,17 +176,17 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_fails_with_a_way_out_and_keeps_the_checkpoint_before(tmp_path: Path) -> None:
-    checkpoint.save({"n": 1}, tmp_path)
+    checkpoint.save({"n": 1}, tmp_path, step=1)
     with (
         files_no_larger_than(1 << 20),
-        pytest.raises(TrainingFailed, match=r"cannot write .*state\.pt .*the checkpoint before it is intact"),
+        pytest.raises(TrainingFailed, match=r"cannot write .*step-000000002 .*the checkpoint before it is intact"),
     ):
-        checkpoint.save({"n": 2, "weights": torch.ones(1 << 20)}, tmp_path)
+        checkpoint.save({"n": 2, "weights": torch.ones(1 << 20)}, tmp_path, step=2)
     assert checkpoint.load(tmp_path) == {"n": 1}
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE], "no half-written file stays"
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"], "no half-written one stays"
 
 
 def test_a_folder_that_cannot_be_made_fails_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingFailed, match=r"cannot write .*file/under/state"):
-        checkpoint.save({}, tmp_path / "file" / "under")
+    with pytest.raises(TrainingFailed, match=r"cannot write .*file/under/step"):
+        checkpoint.save({"n": 1}, tmp_path / "file" / "under", step=1)

@@ -1,4 +1,4 @@
-"""The run folder: what a run's name means, what it refuses, and that a finished run is not trained again.
+"""A run's name: what it refuses, that a finished run is not trained again, and what is kept of it.
 
 No Ray is started here; tests/integration/test_training_job.py runs and kills real jobs.
 """
@@ -6,37 +6,41 @@ No Ray is started here; tests/integration/test_training_job.py runs and kills re
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from cluster.errors import ConfigError
-from train_jobs import job
+from train_jobs import job, runs
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset
-from train_jobs.loop import Progress, TrainResult, correct
+from train_jobs.loop import Progress, TrainResult
+from train_jobs.tasks.classify import correct
 
-WITHIN = Progress(epoch=2, epochs=4, samples_per_s=10.0, loss=0.5, val_accuracy=math.nan, time_left_s=3.0)
+WITHIN = Progress(epoch=2, epochs=4, samples_per_s=10.0, loss=0.5, metrics={}, time_left_s=3.0)
 
 
 @pytest.fixture
 def finished(tmp_path: Path, trained: TrainResult, quick_config: TrainConfig, digits: LabelledDataset) -> Path:
     """Storage with one finished run, `done`, as the last step of a job leaves it."""
     folder = tmp_path / "done"
-    job._claim(folder, quick_config)
-    job._finish(folder, quick_config, digits, trained)
+    runs.claim(folder, quick_config)
+    runs.finish(folder, quick_config, digits.source, trained)
     return tmp_path
 
 
 def test_a_finished_run_is_loaded_with_its_best_weights(
     finished: Path, trained: TrainResult, quick_config: TrainConfig, digits: LabelledDataset
 ) -> None:
-    model, config = job.load_run("done", finished)
+    run = runs.load("done", finished)
+    model, config = run.model, run.config
     assert config == quick_config
+    assert trained.findings is not None
+    assert run.metrics == trained.findings.metrics
     assert not model.training
     for name, tensor in trained.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), "the constants of preprocessing included"
@@ -69,18 +73,18 @@ def test_a_run_s_name_is_refused_under_another_config(finished: Path, quick_conf
 
 
 def test_an_unfinished_run_s_name_is_refused_as_well(tmp_path: Path, quick_config: TrainConfig) -> None:
-    job._claim(tmp_path / "begun", quick_config)
-    job._claim(tmp_path / "begun", quick_config)
+    runs.claim(tmp_path / "begun", quick_config)
+    runs.claim(tmp_path / "begun", quick_config)
     with pytest.raises(ConfigError, match=r"was started with lr=0\.003, now it is lr=0\.1"):
         job.fit(quick_config.model_copy(update={"lr": 0.1}), run_name="begun", storage_path=tmp_path)
 
 
 def test_a_run_that_is_not_there_is_refused_with_the_way_out(tmp_path: Path, quick_config: TrainConfig) -> None:
     with pytest.raises(ConfigError, match=r"no finished run 'never' in .*; train it first: sluice train"):
-        job.load_run("never", tmp_path)
-    job._claim(tmp_path / "begun", quick_config)
+        runs.load("never", tmp_path)
+    runs.claim(tmp_path / "begun", quick_config)
     with pytest.raises(ConfigError, match="no finished run 'begun'"):
-        job.load_run("begun", tmp_path)
+        runs.load("begun", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -101,20 +105,12 @@ def test_a_damaged_run_is_named_with_the_way_out(finished: Path, file: str, cont
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"(?s)is damaged.*train anew"):
-        job.load_run("done", finished)
-
-
-@pytest.mark.parametrize("progress", [WITHIN, Progress(1, 4, 10.0, 0.5, 0.875, 3.0)])
-def test_progress_travels_as_strict_json(progress: Progress) -> None:
-    text = json.dumps(job.progress_to_dict(progress), allow_nan=False)
-    back = job.progress_from_dict(json.loads(text))
-    assert back == progress or (math.isnan(back.val_accuracy) and math.isnan(progress.val_accuracy))
-    assert (back.epoch, back.loss, back.time_left_s) == (progress.epoch, progress.loss, progress.time_left_s)
+        runs.load("done", finished)
 
 
 def test_the_watcher_tells_new_progress_and_not_that_of_the_attempt_before(tmp_path: Path) -> None:
     path = tmp_path / "progress.json"
-    job._write_json(path, job.progress_to_dict(WITHIN))
+    runs.write_json(path, asdict(WITHIN))
     seen: list[Progress] = []
     finished = threading.Event()
     watcher = threading.Thread(target=job._watch, args=(path, finished, seen.append))
@@ -122,8 +118,8 @@ def test_the_watcher_tells_new_progress_and_not_that_of_the_attempt_before(tmp_p
     try:
         time.sleep(3 * job._POLL_S)
         assert seen == []
-        fresh = Progress(3, 4, 11.0, 0.4, 0.9, 2.0)
-        job._write_json(path, job.progress_to_dict(fresh))
+        fresh = Progress(3, 4, 11.0, 0.4, {"accuracy": 0.9}, 2.0)
+        runs.write_json(path, asdict(fresh))
         end = time.monotonic() + 20.0
         while not seen and time.monotonic() < end:
             time.sleep(0.05)
@@ -131,3 +127,12 @@ def test_the_watcher_tells_new_progress_and_not_that_of_the_attempt_before(tmp_p
     finally:
         finished.set()
         watcher.join()
+
+
+def test_no_memory_for_a_tensor_is_told_with_the_way_out() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**16)
+    told = job.no_memory(caught.value)
+    assert told is not None
+    assert "lower batch_size, or raise accumulate; the last checkpoint is intact" in told
+    assert job.no_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

@@ -13,7 +13,7 @@ from cluster.errors import ConfigError, DataUnavailable
 from tests.unit.train_jobs.datasets.test_idx import write_idx
 from train_jobs import datasets
 from train_jobs.datasets import LabelledDataset
-from train_jobs.loop import mean_and_std
+from train_jobs.models.layers import mean_and_std
 
 DATA_DIR = os.environ.get("SLUICE_DATA_DIR", "")
 has_mnist_and_fashion = all((Path(DATA_DIR) / name).is_dir() for name in ("mnist", "fashion-mnist")) and bool(DATA_DIR)

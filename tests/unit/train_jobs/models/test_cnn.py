@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from cluster.errors import ConfigError
-from train_jobs.models import CNN, build_model
+from train_jobs.models import CNN, CNNConfig
 
 
 def pictures(count: int = 8) -> torch.Tensor:
@@ -16,7 +16,7 @@ def pictures(count: int = 8) -> torch.Tensor:
 
 
 def test_it_is_the_classic_one() -> None:
-    model = build_model("cnn")
+    model = CNNConfig().build((1, 28, 28), (10,))
     shapes = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     assert shapes == [(32, 1, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3), (64, 576), (10, 64)]
     assert sum(p.numel() for p in model.parameters()) == 93_322
@@ -51,12 +51,30 @@ def test_without_constants_pictures_stay_between_nought_and_one() -> None:
 
 
 def test_dropout_acts_in_training_only() -> None:
-    model = build_model("cnn", dropout=0.5)
+    model = CNN(dropout=0.5)
     torch.manual_seed(0)
     assert not torch.equal(model.train()(pictures()), model(pictures()))
     assert torch.equal(model.eval()(pictures()), model(pictures()))
 
 
-def test_an_unknown_family_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="family='transformer' is unknown; Sluice trains: cnn"):
-        build_model("transformer")
+@pytest.mark.parametrize("inputs", [(3, 32, 32), (1, 28, 40), (1, 18, 18)])
+def test_it_takes_other_pictures_and_widths(inputs: tuple[int, ...]) -> None:
+    model = CNNConfig(width=0.25, activation="gelu").build(inputs, (7,))
+    x = torch.randint(0, 256, (3, *inputs), dtype=torch.uint8)
+    assert model(x).shape == (3, 7)
+    assert model.penultimate(x).shape == (3, 16)
+    assert [m.out_channels for m in model.features if isinstance(m, nn.Conv2d)] == [8, 16, 16]
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [((28, 28), (10,)), ((1, 16, 16), (10,)), ((1, 28, 28), (24, 7))])
+def test_shapes_that_it_does_not_take_are_refused_with_the_way_out(
+    inputs: tuple[int, ...], outputs: tuple[int, ...]
+) -> None:
+    with pytest.raises(ConfigError, match=r"model.kind=cnn takes pictures of 18x18 or more .*mlp takes any shape"):
+        CNNConfig().build(inputs, outputs)
+
+
+def test_its_blocks_hold_all_that_it_learns() -> None:
+    model = CNN()
+    held = [id(p) for block in model.blocks() for p in block.parameters()]
+    assert held == [id(p) for p in model.parameters()], "each once, from the input to the head"

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train_jobs.parallel.shards import batches, mirrored, seed_noise
+from train_jobs.parallel.shards import batches, mirrored, noise, seed_noise
 
 SAMPLES = st.integers(1, 300)
 BATCH = st.integers(1, 64)
@@ -69,29 +69,33 @@ def test_the_order_changes_with_epoch_and_seed_and_repeats_for_both() -> None:
     assert len({tuple(order(epoch, seed)) for epoch in range(4) for seed in range(4)}) == 16
 
 
-@given(st.integers(1, 40), EPOCH, SEED)
-def test_each_picture_is_shown_as_it_is_or_mirrored(samples: int, epoch: int, seed: int) -> None:
-    pictures = torch.randint(0, 256, (samples, 1, 5, 4), dtype=torch.uint8)
-    before = pictures.clone()
-    shown = mirrored(pictures, epoch=epoch, seed=seed)
-    assert torch.equal(pictures, before), "the original stays as it is"
-    assert torch.equal(shown, mirrored(pictures, epoch=epoch, seed=seed))
-    for old, new in zip(pictures, shown, strict=True):
-        assert torch.equal(new, old) or torch.equal(new, old.flip(-1))
+@given(SAMPLES, BATCH, EPOCH, SEED, st.integers(0, 400))
+def test_what_is_skipped_is_what_came_first(samples: int, batch: int, epoch: int, seed: int, skip: int) -> None:
+    everything = [share.tolist() for share, _ in batches(samples, batch, epoch=epoch, seed=seed)]
+    rest = [share.tolist() for share, _ in batches(samples, batch, epoch=epoch, seed=seed, skip=skip)]
+    assert rest == everything[skip:]
 
 
 def test_about_half_are_mirrored_and_others_in_each_epoch() -> None:
-    pictures = torch.arange(4, dtype=torch.uint8).expand(1000, 1, 1, 4)
-    flipped = [mirrored(pictures, epoch=epoch, seed=0)[:, 0, 0, 0] == 3 for epoch in range(2)]
-    assert all(450 < int(chosen.sum()) < 550 for chosen in flipped)
-    assert 400 < int((flipped[0] ^ flipped[1]).sum()) < 600
+    chosen = [mirrored(1000, epoch=epoch, seed=0) for epoch in range(2)]
+    assert all(450 < int(each.sum()) < 550 for each in chosen)
+    assert 400 < int((chosen[0] ^ chosen[1]).sum()) < 600
+    assert torch.equal(chosen[0], mirrored(1000, epoch=0, seed=0))
 
 
-def test_noise_differs_by_worker_and_epoch_and_repeats() -> None:
-    def draw(epoch: int, seed: int, rank: int) -> float:
-        seed_noise(epoch=epoch, seed=seed, rank=rank)
+def test_dropout_s_noise_differs_by_worker_and_step_and_repeats() -> None:
+    def draw(step: int, seed: int, rank: int) -> float:
+        seed_noise(step=step, seed=seed, rank=rank)
         return float(torch.rand(1))
 
-    drawn = [draw(epoch, seed, rank) for epoch in range(20) for seed in range(2) for rank in range(20)]
-    assert len(set(drawn)) > 0.999 * len(drawn), "no two workers share a stream in any epoch"
+    drawn = [draw(step, seed, rank) for step in range(20) for seed in range(2) for rank in range(20)]
+    assert len(set(drawn)) > 0.999 * len(drawn), "no two workers share a stream in any step"
     assert draw(1, 0, 2) == draw(1, 0, 2)
+
+
+def test_noise_depends_on_seed_step_and_stream_and_nothing_else() -> None:
+    first = noise((4, 3), 1, 2, 0)
+    torch.manual_seed(5)
+    assert torch.equal(noise((4, 3), 1, 2, 0), first)
+    others = [noise((4, 3), *numbers) for numbers in ((2, 2, 0), (1, 3, 0), (1, 2, 1))]
+    assert not any(torch.equal(other, first) for other in others)
