@@ -3,7 +3,7 @@
     python -m benchmarks.training recipes --output docs/results/2026-01-31-training
     python -m benchmarks.training scaling --output docs/results/2026-01-31-training
 
-Each run is a process of its own, one worker to a core; no Ray. What the output folder has already is not measured again.
+Each run is a process of its own, one worker to a core; no Ray. What the output folder has is not measured again.
 """
 
 from __future__ import annotations
@@ -95,14 +95,16 @@ def recipes_table(folder: Path, names: Sequence[str], runs_dir: Path, overrides:
         if name in rows or recipe(name).members > 1:
             continue
         _SAY(f"training {name}")
-        request = {"recipe": name, "set": list(overrides), "cores": [_cores()[0]], "runs_dir": str(runs_dir), "keep": True}
+        request = {"recipe": name, "set": list(overrides), "cores": [_cores()[0]], "runs_dir": str(runs_dir),
+                   "keep": True}  # fmt: skip
         try:
             rows[name] = _processes([request])[0]
         except RuntimeError as error:
             _SAY(f"left out: {error}")
             continue
         _write(folder / "recipes.json", rows)
-    lines = ["| recipe | model, task | data | parameters | epochs | test | samples/s | s |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| recipe | model, task | data | parameters | epochs | test | samples/s | s |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, row in rows.items():
         figures = ", ".join(f"{key} {value:.4g}" for key, value in row["metrics"].items())
         lines.append(

@@ -101,7 +101,7 @@ def stop(job_id: str, *, address: str, timeout_s: float = _STOP_WAIT_S + 15.0) -
     end = time.monotonic() + timeout_s
     while not (now := job(job_id, address=address)).ended:
         if time.monotonic() > end:
-            raise ClusterError(f"job {job_id} is still {now.status} after {timeout_s:.0f} s; ask again, or see its logs")
+            raise ClusterError(f"job {job_id} is still {now.status} after {timeout_s:.0f} s; see its logs")
         time.sleep(0.3)
     return now
 

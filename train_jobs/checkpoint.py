@@ -21,9 +21,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from cluster.errors import TrainingFailed
 
@@ -42,7 +44,7 @@ class Writer:
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         self._folder, self._keep = folder, keep
         # Its own group: what it sends in the background must not meet the gradients.
-        self._group = dist.new_group(backend="gloo") if dist.is_available() and dist.is_initialized() else None
+        self._group: Any = dist.new_group(backend="gloo") if dist.is_available() and dist.is_initialized() else None
         self._leader = self._group is None or dist.get_rank() == 0
         self._pending: Future[Any] | None = None
         self._target = folder
@@ -63,9 +65,9 @@ class Writer:
             tensors = _packed(state)
             if not self._leader:
                 del tensors[_REST]  # holds clocks, which differ
-            self._pending = dcp.async_save(
+            self._pending = async_save(  # type: ignore[assignment]
                 tensors, checkpoint_id=self._target, process_group=self._group, no_dist=self._group is None,
-                storage_writer=dcp.FileSystemWriter(self._target, single_file_per_rank=True, overwrite=True),
+                storage_writer=FileSystemWriter(self._target, single_file_per_rank=True, overwrite=True),
             )  # fmt: skip
         except (OSError, RuntimeError) as error:
             raise self._failed(error) from error
@@ -113,7 +115,7 @@ def load(folder: Path) -> State | None:
             name: torch.empty(entry.size, dtype=entry.properties.dtype)
             for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)
         }  # fmt: skip
-        dcp.load(tensors, storage_reader=_Reader(newest), no_dist=True)  # type: ignore[arg-type]
+        load_tensors(tensors, storage_reader=_Reader(newest), no_dist=True)
         state = _unpacked(tensors)
     except Exception as error:
         # Only its type: torch's own text advises to load the file without weights_only, which would run what is in it.
@@ -142,7 +144,7 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with (Path(self.path) / _DONE).open("rb") as file:
             metadata: Metadata = _Unpickler(file).load()

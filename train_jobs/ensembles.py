@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from train_jobs.runs import Run
 
 def finish_ensemble(folder: Path, config: TrainConfig, members: list[Run]) -> None:
     """Average the members, judge the result on the test part, and write it as the run in `folder`."""
-    dataset = config.task.load(config.dataset)
+    dataset: Any = config.task.load(config.dataset)
     task = config.task.build(config, dataset, runs_dir=folder.parent)
     result = TrainResult(Ensemble([run.model for run in members]).eval(), task, members[0].history)
     with torch.inference_mode():

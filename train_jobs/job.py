@@ -132,7 +132,9 @@ def fit(
     _fit(config, folder, on_progress, max_failures)
     if (folder / _FAILED).exists():
         failed = runs.read(folder / _FAILED)
-        kind = {"Diverged": Diverged}.get(failed["kind"]) or getattr(errors, failed["kind"], TrainingFailed)
+        kind: type[SluiceError] = getattr(errors, failed["kind"], TrainingFailed)
+        if failed["kind"] == "Diverged":
+            kind = Diverged
         raise kind(f"run {run_name!r} failed: {failed['message']}")
     return runs.load(run_name, storage_path)
 

@@ -118,7 +118,7 @@ class _Stepper:
                 scaled = loss * share
                 if config.l1 and last:
                     scaled = scaled + config.l1 * optim.l1_penalty(self._phase.loss)
-                self.scaler.scale(scaled).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(scaled).backward()
             self.loss_sum += loss.detach()
         if config.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
@@ -164,7 +164,7 @@ def device_of(config: TrainConfig) -> torch.device:
     """Where this worker computes. Raises TrainingFailed if it is told to use a GPU and has none."""
     there = torch.cuda.is_available()
     if config.device == "cuda" and not there:
-        raise TrainingFailed("device=cuda: torch sees no NVIDIA GPU here; set device=auto, or start the worker with one")
+        raise TrainingFailed("device=cuda: torch sees no NVIDIA GPU here; set device=auto, or train where one is")
     return torch.device("cuda" if there and config.device != "cpu" else "cpu")
 
 
@@ -303,7 +303,7 @@ def train(
     made = averager.final(model, lambda: config.task.build(config, dataset, runs_dir=runs_dir).model, task.parts.train)
     if made is None:
         model.load_state_dict(best["weights"])
-    result.model = (made or model).to(device, dtype).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    result.model = (made or model).to(device, dtype).to(memory_format=torch.contiguous_format).eval()
     if workers.rank == 0:
         with torch.inference_mode():
             result.findings = task.findings(result.model)

@@ -75,7 +75,8 @@ def finish(folder: Path, config: TrainConfig, source: str, result: TrainResult) 
     """Write the model and, last, run.json: from then on the run is finished."""
     unfinished = folder / f".{MODEL}"
     # Each a copy: weights that a module uses in two places would be refused as sharing memory.
-    save_file({name: t.detach().cpu().clone().contiguous() for name, t in result.model.state_dict().items()}, unfinished)
+    weights = {name: t.detach().cpu().clone().contiguous() for name, t in result.model.state_dict().items()}
+    save_file(weights, unfinished)
     os.replace(unfinished, folder / MODEL)
     found = result.findings
     for name, pictures in (found.pictures if found else {}).items():

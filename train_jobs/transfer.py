@@ -78,7 +78,8 @@ def find_run(name: str, runs_dir: Path | None) -> Path:
     for folder in places:
         if (folder / "run.json").exists():
             return folder
-    raise ConfigError(f"there is no finished run {name!r} ({', '.join(map(str, places))}); train it first: sluice train")
+    looked = ", ".join(map(str, places))
+    raise ConfigError(f"there is no finished run {name!r} ({looked}); train it first: sluice train")
 
 
 class Thaw:

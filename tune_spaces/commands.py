@@ -53,7 +53,7 @@ def compress(
         raise ConfigError(f"run={run!r} and --model/--data both say what to compress; pass one of them")
     if run is not None:
         trained = runs.load(run, runs_dir or default_runs_dir())
-        dataset = trained.config.task.load(trained.config.dataset, notify=console.print)
+        dataset: Any = trained.config.task.load(trained.config.dataset, notify=console.print)
         source = of_run(trained.model, trained.config, dataset)
     else:
         source, dataset = _own(model, data, name, console)

@@ -101,7 +101,9 @@ def _fit_there(address: str) -> Callable[..., Run]:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             told = " ".join(str(error).split())[:200]
-            raise ClusterError(f"no Ray answers at address={address!r} ({told}); leave --address out to start one") from error
+            raise ClusterError(
+                f"no Ray answers at address={address!r} ({told}); leave --address out to start one"
+            ) from error
         signal.signal(signal.SIGTERM, terminated)  # ray.init took it; `ray job stop` sends it
         try:
             return job.fit(
@@ -118,8 +120,8 @@ def progress_line(progress: Progress) -> str:
     """epoch 2/7, loss 0.431, 4,420 samples/s, 31 s left; at the end of an epoch its metrics as well"""
     told = "".join(f"{name} {value:.4g}, " for name, value in progress.metrics.items())
     return (
-        f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.3f}, {told}{progress.samples_per_s:,.0f} samples/s, "
-        f"{progress.time_left_s:.0f} s left"
+        f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.3f}, {told}"
+        f"{progress.samples_per_s:,.0f} samples/s, {progress.time_left_s:.0f} s left"
     )
 
 

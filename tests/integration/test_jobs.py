@@ -1,4 +1,4 @@
-"""`sluice jobs`: training as a Ray job on a cluster that runs already, submitted, followed, stopped and gone on with."""
+"""`sluice jobs`: training as a Ray job on a cluster that runs already, submitted, followed and stopped."""
 
 from __future__ import annotations
 

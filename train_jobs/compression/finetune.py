@@ -18,8 +18,8 @@ from torch import nn
 
 from cluster.errors import TrainingFailed
 from train_jobs.datasets import LabelledDataset
-from train_jobs.tasks.classify import correct
 from train_jobs.parallel.shards import batches
+from train_jobs.tasks.classify import correct
 
 _STEPS, _SMALLEST_BATCH = 40, 16
 """An epoch of a small set has so many steps at least, unless its batches would become smaller than that."""

@@ -5,6 +5,7 @@ Shapes: B batch, D features, K outputs.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal
 
@@ -41,7 +42,7 @@ class MLP(nn.Module):
         self.preprocess = Preprocess() if len(inputs) == 3 else nn.Identity()
         sizes = (math.prod(inputs), *config.hidden)
         layers: list[nn.Module] = [nn.Flatten()]
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in itertools.pairwise(sizes):
             layers += [nn.Linear(before, after), activation(config.activation), nn.Dropout(config.dropout)]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(sizes[-1], math.prod(outputs))

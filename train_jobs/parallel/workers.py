@@ -26,7 +26,9 @@ class Workers:
             return cls(rank=dist.get_rank(), size=dist.get_world_size())
         return cls()
 
-    def data_parallel(self, model: nn.Module, hook: CommHook | None = None, traffic: Traffic | None = None) -> nn.Module:
+    def data_parallel(
+        self, model: nn.Module, hook: CommHook | None = None, traffic: Traffic | None = None
+    ) -> nn.Module:
         """`model` with gradients averaged over the workers; all start from rank 0's weights and buffers.
 
         Gradients travel in buckets while the backward pass still computes the earlier layers'; `hook` makes them

@@ -119,7 +119,8 @@ class Classify:
 
 def build_classifier(config: TrainConfig, dataset: LabelledDataset, parts: Parts) -> nn.Module:
     """The config's model for this data; pictures are normalised by what it is trained on."""
-    model = config.model.build(dataset.x_train.shape[1:], (len(dataset.labels),))
+    model: Any = config.model.build(dataset.x_train.shape[1:], (len(dataset.labels),))
     if hasattr(model.preprocess, "normalise"):
         model.preprocess.normalise(*mean_and_std(parts.train.x))
-    return model
+    built: nn.Module = model
+    return built

@@ -133,8 +133,8 @@ class MultiTask(Classify):
             )
         self.parts = split(config, dataset)
         sizes = {"department": len(known[0]) if known else 0, "rotation": _TURNS}
-        heads = {head: sizes[head] for head in settings.heads if head != "class"}
-        self.shapes = {"inputs": list(inputs), "outputs": [len(dataset.labels)], "heads": heads}
+        heads: dict[str, int] = {str(head): sizes[head] for head in settings.heads if head != "class"}
+        self.shapes: dict[str, Any] = {"inputs": list(inputs), "outputs": [len(dataset.labels)], "heads": heads}
         self._model = MultiHead(build_classifier(config, dataset, self.parts), heads)
         self.model: nn.Module = self._model
         self._departments_K = torch.tensor(known[1]) if known else None

@@ -44,7 +44,8 @@ def test_every_command_leads_to_a_function_that_takes_what_it_is_given(command: 
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "jobs submit", "tune", "serve", "deploy", "stop", "demo", "variants promote", "variants rollback",
+    "command", ["train", "jobs submit", "tune", "serve", "deploy", "stop", "demo", "variants promote",
+                "variants rollback",
                 "variants gc"],
 )  # fmt: skip
 def test_commands_that_change_a_cluster_have_a_dry_run(command: str) -> None:
@@ -52,7 +53,8 @@ def test_commands_that_change_a_cluster_have_a_dry_run(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["recipes", "train", "jobs list", "compress", "profile", "tune", "report", "load", "status", "hardware", "demo",
+    "command", ["recipes", "train", "jobs list", "compress",
+                "profile", "tune", "report", "load", "status", "hardware", "demo",
                 "variants list", "variants gc"],
 )  # fmt: skip
 def test_commands_that_print_a_table_have_json(command: str) -> None:

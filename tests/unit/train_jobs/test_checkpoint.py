@@ -102,7 +102,8 @@ def test_what_changes_while_it_is_written_is_not_in_it(tmp_path: Path) -> None:
 
 
 def test_scalars_keys_and_layouts_come_back_as_they_were(tmp_path: Path) -> None:
-    state = {"scalar": torch.tensor(3.5), "by_number": {0: torch.arange(6).reshape(2, 3), 1: None}, "flags": [True, 1.5],
+    state = {"scalar": torch.tensor(3.5), "by_number": {0: torch.arange(6).reshape(2, 3), 1: None},
+             "flags": [True, 1.5],
              "last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), "empty": {}}  # fmt: skip
     checkpoint.save(state, tmp_path, step=1)
     loaded = checkpoint.load(tmp_path)

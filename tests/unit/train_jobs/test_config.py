@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from cluster.errors import ConfigError
 from train_jobs.config import TrainConfig
 from train_jobs.models import CNNConfig, MLPConfig
-from train_jobs.recipes import cnn_digits, cnn_fashion_mnist
+from train_jobs.recipes.pictures import cnn_digits, cnn_fashion_mnist
 
 
 def test_overrides_are_typed_by_their_field() -> None:

@@ -5,7 +5,6 @@ No Ray is started here; tests/integration/test_training_job.py runs and kills re
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from dataclasses import asdict

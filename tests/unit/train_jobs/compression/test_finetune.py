@@ -17,8 +17,9 @@ from train_jobs.compression.finetune import FinetuneConfig, finetune
 from train_jobs.compression.prune import PruneConfig, prune
 from train_jobs.datasets import LabelledDataset
 from train_jobs.export import INPUT
-from train_jobs.loop import TrainResult, correct
+from train_jobs.loop import TrainResult
 from train_jobs.models import CNN
+from train_jobs.tasks.classify import correct
 
 
 @pytest.fixture(scope="module")
