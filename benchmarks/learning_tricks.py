@@ -258,10 +258,11 @@ def report(budget: Budget, rows: dict[str, Row], output: Path, command: str) -> 
             f"| {row['trick']} | {statistics.mean(row['plain']):.4f} | {statistics.mean(row['with']):.4f} | "
             f"**{statistics.mean(points):+.2f}** ({min(points):+.2f} .. {max(points):+.2f}) | {row['budget']} |"
         )
-    seconds = sum(row["seconds"] for row in rows.values())
+    here, seconds = fingerprint(), sum(row["seconds"] for row in rows.values())
     head = [
         "# What the learning tricks gain", "",
-        f"`{command}`, {time.strftime('%F')}, on {fingerprint()}, one thread; {seconds:.0f} s of training in all.", "",
+        f"`{command}`, {time.strftime('%F')}, {here['cpu']}, {here['cores_usable']} cores of which one is used, torch "
+        f"{here['libraries']['torch']}; {seconds:.0f} s of training in all.", "",
         f"{budget.data}, {budget.labels} training pictures of each class, the small CNN (students: a quarter of its "
         f"width), AdamW, cosine schedule, batches of 64; accuracy on the full test part "
         f"({len(_data(budget.data).y_test):,} pictures; {budget.other}: {len(_data(budget.other).y_test):,}); "

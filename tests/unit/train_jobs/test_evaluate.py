@@ -21,7 +21,8 @@ from cluster.variants import Variant
 from tests.unit.train_jobs.conftest import Built
 from train_jobs.datasets import LabelledDataset
 from train_jobs.evaluate import Bench, correct_flags, measured
-from train_jobs.loop import TrainResult, correct
+from train_jobs.loop import TrainResult
+from train_jobs.tasks.classify import correct
 
 Flags = NDArray[np.bool_]
 Logits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]

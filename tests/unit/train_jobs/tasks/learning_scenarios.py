@@ -24,16 +24,13 @@ MULTITASK = TrainConfig(recipe="multitask", model=CNNConfig(width=0.25), task=Mu
 DISTILL = TrainConfig(
     recipe="distill", model=CNNConfig(width=0.25), task=DistillConfig(teachers=("teacher",), features=0.5), **_COMMON
 )
-RESNET = TrainConfig(
-    recipe="resnet", model=VisionConfig(kind="resnet18", norm="group"), **_COMMON | {"epochs": 1, "lr": 1e-3}
-)
 MOBILENET = TrainConfig(
     recipe="mobilenet", model=VisionConfig(kind="mobilenet_v3", norm="group"), **_COMMON | {"epochs": 1, "lr": 1e-3}
 )
 TEACHER = TrainConfig(
     recipe="teacher", model=MLPConfig(hidden=(64,)), **_COMMON | {"precision": "fp32", "epochs": 12}
 )
-CONFIGS = {config.recipe: config for config in (MULTITASK, DISTILL, RESNET, MOBILENET)}
+CONFIGS = {config.recipe: config for config in (MULTITASK, DISTILL, MOBILENET)}
 
 
 def dressed(dataset: LabelledDataset) -> LabelledDataset:
@@ -47,7 +44,7 @@ def curve(
     """The losses, the metrics, the weights, and the state after each epoch and within them."""
     states: list[dict[str, Any]] = []
     data = dressed(dataset) if config.task.kind == "multitask" else dataset
-    if isinstance(config.model, VisionConfig):  # large ones: three steps will do
+    if isinstance(config.model, VisionConfig):  # a large one: three steps will do
         data = replace(dataset, x_train=dataset.x_train[:30], y_train=dataset.y_train[:30])
     result = loop.train(
         config, data, resume=resume, runs_dir=runs_dir, on_state=lambda _, state: states.append(frozen(state))

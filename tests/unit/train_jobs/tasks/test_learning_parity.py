@@ -1,4 +1,4 @@
-"""Multi-task, distillation and the larger networks: one curve at any number of workers, and across a restart."""
+"""Multi-task, distillation and a network with groups: one curve at any number of workers, and across a restart."""
 
 from __future__ import annotations
 
