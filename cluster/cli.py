@@ -99,7 +99,7 @@ def recipes(json: Json = False) -> None:
     _run("recipes", as_json=json)
 
 
-@app.command(epilog="Example: sluice train cnn_fashion_mnist_quick --set epochs=2 --set model.dropout=0.1")
+@app.command(epilog="Example: sluice train cnn_fashion_mnist_quick --set epochs=2")
 def train(
     recipe: Recipe,
     set_: Set = None,

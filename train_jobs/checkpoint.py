@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
@@ -79,7 +80,7 @@ class Writer:
         pending, self._pending = self._pending, None
         try:
             pending.result()
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # theirs is no Exception
             if self._leader:
                 shutil.rmtree(self._target, ignore_errors=True)
             raise self._failed(error) from error
@@ -117,7 +118,7 @@ def load(folder: Path) -> State | None:
         }  # fmt: skip
         load_tensors(tensors, storage_reader=_Reader(newest), no_dist=True)
         state = _unpacked(tensors)
-    except Exception as error:
+    except (Exception, CheckpointException) as error:
         # Only its type: torch's own text advises to load the file without weights_only, which would run what is in it.
         raise TrainingFailed(
             f"{newest} is no checkpoint ({type(error).__name__}); delete it to go on from the one before"

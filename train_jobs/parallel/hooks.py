@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -49,7 +48,7 @@ class CommHook(BaseModel):
                 min_compression_rate=1, batch_tensors_with_same_shape=True,
             )  # fmt: skip
 
-            def factors(state: powerSGD_hook.PowerSGDState, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+            def factors(state: powerSGD_hook.PowerSGDState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
                 whole, size = bucket.buffer().numel(), bucket.buffer().element_size()
                 before = state.total_numel_after_compression
                 answer = powerSGD_hook.powerSGD_hook(state, bucket)
@@ -61,7 +60,7 @@ class CommHook(BaseModel):
             return
         hook = default_hooks.bf16_compress_hook if self.kind == "bf16" else default_hooks.allreduce_hook
 
-        def counted(group: dist.ProcessGroup | None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        def counted(group: dist.ProcessGroup | None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
             elements, size = bucket.buffer().numel(), bucket.buffer().element_size()
             traffic.add(elements * size, elements * (2 if self.kind == "bf16" else size))
             return hook(group, bucket)  # type: ignore[arg-type]
