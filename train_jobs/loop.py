@@ -135,6 +135,11 @@ class _Stepper:
 
     def resume(self, state: State) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, kept in self.optimizer.state.items():
+            for name, tensor in kept.items():
+                # Fused steps walk memory in order: a moment must lie as its weight does (channels last, say).
+                if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
+                    kept[name] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         rates = state["schedule"]
         self.schedule.load_state_dict(rates)
         self.scaler.load_state_dict(state["scaler"])
