@@ -147,9 +147,12 @@ def _body(config: VisionConfig, channels: int) -> Any:
     """
     from torchvision import models
 
-    norm = {} if config.norm == "batch" else {"norm_layer": _group_norm}
+    norm: dict[str, Any] = {} if config.norm == "batch" else {"norm_layer": _group_norm}
     if config.kind == "mobilenet_v3":
         body = models.mobilenet_v3_small(weights=None, **norm)
+        for module in body.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.1  # 0.01 there: an epoch of a small set ends before its statistics are known
         stem, first = body.features[0], body.features[1].block[0]
         if config.small:
             stem[0].stride = first[0].stride = (1, 1)

@@ -49,7 +49,7 @@ def cnn_clothing_large() -> TrainConfig:
 
 def resnet18_clothing() -> TrainConfig:
     """A residual network from scratch; with a GPU, --set model.small=true gets further."""
-    changes = {"recipe": "resnet18_clothing", "model": VisionConfig(kind="resnet18", dropout=0.2), "epochs": 15}
+    changes = {"recipe": "resnet18_clothing", "model": VisionConfig(kind="resnet18", dropout=0.2), "epochs": 8}
     return cnn_clothing().model_copy(update=changes)
 
 
@@ -61,5 +61,5 @@ def resnet50_clothing() -> TrainConfig:
 
 def mobilenet_clothing() -> TrainConfig:
     """A network made for small machines: MobileNetV3-Small."""
-    model = VisionConfig(kind="mobilenet_v3", small=True, dropout=0.2)
+    model = VisionConfig(kind="mobilenet_v3", dropout=0.2)
     return cnn_clothing().model_copy(update={"recipe": "mobilenet_clothing", "model": model, "epochs": 25})
