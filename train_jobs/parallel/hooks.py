@@ -4,8 +4,7 @@ bf16 halves every bucket; PowerSGD sends two thin factors instead of a matrix (V
 Low-Rank Gradient Compression for Distributed Optimization", NeurIPS 2019, algorithm 1), with the error fed back.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: torch compares a hook's annotations with its own classes, not strings.
 from dataclasses import dataclass
 from typing import Literal
 

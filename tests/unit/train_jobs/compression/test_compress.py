@@ -154,7 +154,7 @@ def test_built_again_elsewhere_the_variants_are_the_same_ones(
 def test_pictures_of_another_data_set_do_not_judge_a_model(
     trained: TrainResult, quick_config: TrainConfig, digits: LabelledDataset
 ) -> None:
-    with pytest.raises(ConfigError, match="dataset='mnist', these pictures are 'digits'"):
+    with pytest.raises(ConfigError, match="dataset='mnist', these samples are 'digits'"):
         of_run(trained.model, quick_config.model_copy(update={"dataset": "mnist"}), digits)
 
 

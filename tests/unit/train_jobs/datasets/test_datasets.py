@@ -128,7 +128,7 @@ def test_the_digits_are_real_pictures_and_the_same_every_time(digits: LabelledDa
 
 def test_a_stand_in_does_not_pass_for_the_data_set_of_a_config(digits: LabelledDataset) -> None:
     datasets.require(digits, "digits")
-    with pytest.raises(ConfigError, match="dataset='mnist', these pictures are 'digits'"):
+    with pytest.raises(ConfigError, match="dataset='mnist', these samples are 'digits'"):
         datasets.require(digits, "mnist")
 
 
