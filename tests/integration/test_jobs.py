@@ -26,8 +26,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     state = tmp_path_factory.mktemp("state")
-    with LocalCluster("jobs", ha_proxy=False, num_cpus=3, state_dir=state) as started:
-        yield started
+    with pytest.MonkeyPatch.context() as patched:
+        # A job's `python` is that of the environment in which the cluster was started: here, this one.
+        patched.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        with LocalCluster("jobs", ha_proxy=False, num_cpus=3, state_dir=state) as started:
+            yield started
 
 
 def temp_dir_of(cluster: LocalCluster) -> Path:
