@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from benchmarks import files
 from cluster.errors import ConfigError
 from cluster.hardware import fingerprint
 from train_jobs import datasets, runs
@@ -222,7 +223,7 @@ def measure(budget: Budget, output: Path, runs_dir: Path) -> dict[str, Row]:
     for number, (arm, seed) in enumerate(left):
         name = _folder(arm.name, seed)
         rows[name] = train_one(arm.config(seed), name, runs_dir) | {"arm": arm.name, "seed": seed}
-        _write(path, json.dumps({"budget": spent, "rows": rows}, indent=1))
+        files.write(path, json.dumps({"budget": spent, "rows": rows}, indent=1))
         rest = (time.monotonic() - started) / (number + 1) * (len(left) - number - 1)
         _SAY(f"{number + 1}/{len(left)} {name}: {rows[name]['metrics']['accuracy']:.4f}, "
              f"{rows[name]['seconds']:.1f} s; about {rest:.0f} s left")  # fmt: skip
@@ -271,15 +272,8 @@ def report(budget: Budget, rows: dict[str, Row], output: Path, command: str) -> 
         "what a trick costs beside is in the last column. The ensemble, the snapshots and SWA are held against one run "
         "of as many epochs as all their members had together.", "",
     ]  # fmt: skip
-    _write(output / "learning.md", "\n".join([*head, *lines]) + "\n")
+    files.write(output / "learning.md", "\n".join([*head, *lines]) + "\n")
     _SAY(f"wrote {output / 'learning.md'}")
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(text)
-    unfinished.replace(path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks import files
 from cluster.hardware import fingerprint
 
 _SAY = Console(stderr=True, soft_wrap=True).print
@@ -102,7 +103,7 @@ def recipes_table(folder: Path, names: Sequence[str], runs_dir: Path, overrides:
         except RuntimeError as error:
             _SAY(f"left out: {error}")
             continue
-        _write(folder / "recipes.json", rows)
+        files.write(folder / "recipes.json", json.dumps(rows, indent=1))
     lines = ["| recipe | model, task | data | parameters | epochs | test | samples/s | s |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, row in rows.items():
@@ -133,7 +134,7 @@ def scaling(folder: Path, rounds: int, runs_dir: Path) -> None:
             row = rows.setdefault(key, {"rates": [], "workers": workers})
             row["rates"].append(measured["samples_per_s"])
             row |= {k: measured[k] for k in ("sent_bytes", "uncompressed_bytes", "loss", "metrics")}
-            _write(folder / "scaling.json", rows)
+            files.write(folder / "scaling.json", json.dumps(rows, indent=1))
     lines = ["| run | workers | samples/s (median; rounds) | efficiency | gradient bytes sent | loss | test |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
     for key, row in rows.items():
@@ -169,18 +170,10 @@ def _read(path: Path) -> dict[str, Row]:
     return json.loads(path.read_text()) if path.exists() else {}  # type: ignore[no-any-return]
 
 
-def _write(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(json.dumps(value, indent=1))
-    unfinished.replace(path)
-
-
 def _report(path: Path, title: str, lines: Sequence[str]) -> None:
     command = f"python -m benchmarks.training {path.stem} --output {path.parent}"
     head = [f"# {title}", "", f"`{command}`, {time.strftime('%F')}, on {fingerprint()}.", ""]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([*head, *lines]) + "\n")
+    files.write(path, "\n".join([*head, *lines]) + "\n")
     _SAY(f"wrote {path}")
 
 

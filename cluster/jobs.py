@@ -38,10 +38,7 @@ class Job:
         return self.status in ("SUCCEEDED", "FAILED", "STOPPED")
 
 
-def submit(
-    arguments: Sequence[str], *, address: str, job_id: str | None = None, working_dir: Path | None = None,
-    num_cpus: float = 0.0,
-) -> str:  # fmt: skip
+def submit(arguments: Sequence[str], *, address: str, working_dir: Path | None = None) -> str:
     """Start `sluice ARGUMENTS` on the cluster and return the job's id.
 
     Raises ClusterError if the cluster does not answer, ConfigError if it refuses the job.
@@ -54,10 +51,9 @@ def submit(
     try:
         return str(
             _client(address).submit_job(
-                entrypoint=f"python -m tune_spaces {shlex.join(arguments)}", submission_id=job_id,
-                runtime_env=environment, entrypoint_num_cpus=num_cpus or None,
+                entrypoint=f"python -m tune_spaces {shlex.join(arguments)}", runtime_env=environment
             )
-        )  # fmt: skip
+        )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"{address} refuses the job: {_short(error)}") from error
 

@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 Verdict = Literal["holds", "fails", "unclear"]
 Flags = NDArray[np.bool_]
@@ -23,6 +22,8 @@ def jeffreys(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Two-sided interval for a proportion of k in n. Raises ValueError unless 0 <= k <= n and n > 0."""
     if n <= 0 or not 0 <= k <= n:
         raise ValueError(f"k={k} of n={n} is no proportion; need 0 <= k <= n and n > 0")
+    from scipy.stats import beta  # seconds to import, and every training worker imports this module
+
     tail = (1.0 - confidence) / 2.0
     low = 0.0 if k == 0 else float(beta.ppf(tail, k + 0.5, n - k + 0.5))
     high = 1.0 if k == n else float(beta.ppf(1.0 - tail, k + 0.5, n - k + 0.5))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from train_jobs.config import TrainConfig
 from train_jobs.models.ensemble import Ensemble
+from train_jobs.models.layers import batch_norms
 from train_jobs.tasks import Part
 from train_jobs.tasks.task import in_pieces
 
@@ -56,7 +57,7 @@ class Averager:
 @torch.no_grad()
 def renew_statistics(model: nn.Module, train: Part, samples: int = 4096) -> None:
     """Batch normalisation's running statistics for weights that no batch has gone through (Izmailov et al., 3.2)."""
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    layers = batch_norms(model)
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]

@@ -21,8 +21,8 @@ from train_jobs.runs import CURVES, PROGRESS, write_json
 class Eyes:
     """Hears of progress and shows it everywhere."""
 
-    def __init__(self, folder: Path, config: TrainConfig, *, leader: bool) -> None:
-        self._folder, self._config, self._leader = folder, config, leader
+    def __init__(self, folder: Path, *, leader: bool) -> None:
+        self._folder, self._leader = folder, leader
         self._board: Any = None
         self._gauges = metrics.Gauges()
 
@@ -78,13 +78,14 @@ def environment(config: TrainConfig) -> dict[str, Any]:
 
     revision, changed = "", False
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        here = Path(__file__).parent
-        asked = ["git", "-C", str(here), "rev-parse", "HEAD"]
-        revision = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-        asked = ["git", "-C", str(here), "status", "--porcelain"]
-        changed = bool(subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip())
+        revision, changed = _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain"))
     return {
         "git_revision": revision or None, "git_changed": changed, "python": platform.python_version(),
         "torch": torch.__version__, "machine": hardware.fingerprint(), "recipe": config.recipe,
         "repeat": f"sluice train {config.recipe} --run NAME with the values of config.json",
     }  # fmt: skip
+
+
+def _git(*arguments: str) -> str:
+    asked = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

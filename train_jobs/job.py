@@ -74,7 +74,7 @@ def _run(config: TrainConfig, folder: Path, leader: bool) -> None:
     dataset = config.task.load(config.dataset)
     kept = folder / CHECKPOINTS
     writer = checkpoint.Writer(kept)
-    with Eyes(folder, config, leader=leader) as eyes:
+    with Eyes(folder, leader=leader) as eyes:
 
         def keep(progress: Progress, state: State) -> None:
             writer.write(state, step=state["epoch"] * 10**6 + state["step"])

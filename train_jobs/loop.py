@@ -23,6 +23,7 @@ from cluster.errors import TrainingFailed
 from train_jobs import datasets, optim
 from train_jobs.averaging import Averager, copied
 from train_jobs.config import TrainConfig
+from train_jobs.models.layers import batch_norms
 from train_jobs.parallel.hooks import Traffic
 from train_jobs.parallel.shards import batches, mirrored, seed_noise
 from train_jobs.parallel.workers import Workers
@@ -140,8 +141,7 @@ class _Stepper:
                 # Fused steps walk memory in order: a moment must lie as its weight does (channels last, say).
                 if isinstance(tensor, Tensor) and tensor.shape == parameter.shape:
                     kept[name] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-        rates = state["schedule"]
-        self.schedule.load_state_dict(rates)
+        self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         with torch.no_grad():
             own = dict(self._phase.loss.named_parameters())
@@ -328,8 +328,7 @@ def _batch(
 @contextlib.contextmanager
 def _statistics_kept(model: nn.Module, share: int) -> Any:
     """Batch normalisation has no statistics of one sample: for such a batch it uses those that it has."""
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if share < 2 else []
-    training = [layer for layer in layers if layer.training]
+    training = [layer for layer in batch_norms(model) if layer.training] if share < 2 else []
     for layer in training:
         layer.eval()
     yield

@@ -21,10 +21,11 @@ from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cluster.errors import ConfigError
+from train_jobs import weights
 from train_jobs.averaging import ensemble_of
 from train_jobs.config import TrainConfig
 from train_jobs.loop import Progress, TrainResult
@@ -73,11 +74,7 @@ def claim(folder: Path, config: TrainConfig) -> None:
 
 def finish(folder: Path, config: TrainConfig, source: str, result: TrainResult) -> None:
     """Write the model and, last, run.json: from then on the run is finished."""
-    unfinished = folder / f".{MODEL}"
-    # Each a copy: weights that a module uses in two places would be refused as sharing memory.
-    weights = {name: t.detach().cpu().clone().contiguous() for name, t in result.model.state_dict().items()}
-    save_file(weights, unfinished)
-    os.replace(unfinished, folder / MODEL)
+    weights.save(result.model, folder / MODEL)
     found = result.findings
     for name, pictures in (found.pictures if found else {}).items():
         draw(pictures, folder / "pictures" / f"{name}.png")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cluster.errors import ConfigError
+from train_jobs.models.layers import batch_norms
+
+if TYPE_CHECKING:
+    from train_jobs.runs import Run
 
 
 class TransferConfig(BaseModel):
@@ -82,6 +87,14 @@ def find_run(name: str, runs_dir: Path | None) -> Path:
     raise ConfigError(f"there is no finished run {name!r} ({looked}); train it first: sluice train")
 
 
+def finished_run(name: str, runs_dir: Path | None) -> Run:
+    """The finished run itself, by path or by name. Raises ConfigError if there is none, or it is damaged."""
+    from train_jobs import runs  # it reads configs, and this module is part of what a config is
+
+    folder = find_run(name, runs_dir)
+    return runs.load(folder.name, folder.parent)
+
+
 class Thaw:
     """Which blocks train when, and how fast. `model.blocks()` lists them from the input to the head."""
 
@@ -113,7 +126,7 @@ class Thaw:
             parameter.requires_grad_(wanted)
         if not everything:
             woken = {id(m) for block in awake for m in block.modules()}
-            for module in model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm) and id(module) not in woken:
-                    module.eval()  # its statistics stay those of the data that it learned on
+            for layer in batch_norms(model):
+                if id(layer) not in woken:
+                    layer.eval()  # its statistics stay those of the data that it learned on
         return changed

@@ -56,7 +56,6 @@ def train_and_compress(
         result = fit_on_local_cluster(
             config, run_name=run_name, storage_path=runs_dir, say=stages.say, notice=stages.notice
         )
-    signal.signal(signal.SIGTERM, terminated)  # ray.init took it
     with stages.stage("compress: int8, bf16, pruned; each measured on the full test set in every runtime"):
         variants = made_once(
             folder, store, {"run": run_name, "recipe": config.recipe, "dataset": dataset.name},

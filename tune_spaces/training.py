@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ def train(
 ) -> None:  # fmt: skip
     """Train a recipe; the same run name resumes."""
     from train_jobs import recipes
+    from train_jobs.tasks import CLASSIFIERS
 
     config = recipes.recipe(recipe).with_overrides(overrides)
     name, folder = run or recipe, runs_dir or default_runs_dir()
@@ -73,7 +75,7 @@ def train(
         config = config.model_copy(update={"dataset": dataset.spec})  # the same from any folder
     with console.status(f"training {name}") as status:
         say = (lambda line: status.update(f"{name}: {line}")) if console.is_terminal else console.print
-        fit = fit_on_local_cluster if address is None else _fit_there(address)
+        fit = fit_on_local_cluster if address is None else partial(_fit_there, address)
         done = fit(config, run_name=name, storage_path=folder, say=say, notice=notice)
     if as_json:
         told = {"run": name, "runs_dir": str(folder), "epochs": len(done.history), "metrics": done.metrics,
@@ -85,35 +87,36 @@ def train(
     for note in done.notes:
         console.print(f"  {note}")
     console.print(f"figures, curves and pictures: {folder / name}; tensorboard --logdir {folder}")
-    if config.task.kind in ("classify", "distill"):
+    if config.task.kind in CLASSIFIERS:
         console.print(f"next: sluice compress {name}")
 
 
-def _fit_there(address: str) -> Callable[..., Run]:
-    """`fit` on a cluster that runs already, which may be the one that this process is a job of."""
+def _fit_there(address: str, config: TrainConfig, *, run_name: str, storage_path: Path, say: Say, notice: Say) -> Run:
+    """`fit_on_local_cluster` on one that runs already, which may be the one that this process is a job of."""
+    import ray
 
-    def fit(config: TrainConfig, *, run_name: str, storage_path: Path, say: Say, notice: Say) -> Run:
-        import ray
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise ClusterError(
+            f"no Ray answers at address={address!r} ({told}); leave --address out to start one"
+        ) from error
+    try:
+        return _fit(config, run_name=run_name, storage_path=storage_path, say=say, notice=notice)
+    finally:
+        ray.shutdown()
 
-        from train_jobs import job
 
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise ClusterError(
-                f"no Ray answers at address={address!r} ({told}); leave --address out to start one"
-            ) from error
-        signal.signal(signal.SIGTERM, terminated)  # ray.init took it; `ray job stop` sends it
-        try:
-            return job.fit(
-                config, run_name=run_name, storage_path=storage_path, on_progress=lambda p: say(progress_line(p)),
-                notify=notice,
-            )  # fmt: skip
-        finally:
-            ray.shutdown()
+def _fit(config: TrainConfig, *, run_name: str, storage_path: Path, say: Say, notice: Say) -> Run:
+    """`job.fit` on the Ray that this process is connected to; `kill` and `ray job stop` interrupt it as Ctrl-C does."""
+    from train_jobs import job
 
-    return fit
+    signal.signal(signal.SIGTERM, terminated)  # ray.init took it
+    return job.fit(
+        config, run_name=run_name, storage_path=storage_path, on_progress=lambda p: say(progress_line(p)),
+        notify=notice,
+    )  # fmt: skip
 
 
 def progress_line(progress: Progress) -> str:
@@ -140,11 +143,7 @@ def fit_on_local_cluster(
         LocalCluster(f"{run_name}-train", ha_proxy=False, num_cpus=config.workers[1] + 1) as cluster,
         connected(cluster.address),
     ):
-        signal.signal(signal.SIGTERM, terminated)  # ray.init took it
-        return job.fit(
-            config, run_name=run_name, storage_path=storage_path, on_progress=lambda p: say(progress_line(p)),
-            notify=notice,
-        )  # fmt: skip
+        return _fit(config, run_name=run_name, storage_path=storage_path, say=say, notice=notice)
 
 
 def terminated(signum: int, frame: object) -> None:

@@ -25,7 +25,7 @@ from cluster.errors import ConfigError, InvalidRequest, TrainingFailed
 from cluster.runtimes import RuntimeName
 from cluster.tensors import DATATYPE_OF_NUMPY
 from cluster.variants import Pass, Precision, TensorSpec, Variant
-from train_jobs import datasets
+from train_jobs import datasets, weights
 from train_jobs.compression.cast import to_bf16
 from train_jobs.compression.finetune import finetune
 from train_jobs.compression.prune import PruneConfig, prune
@@ -34,9 +34,8 @@ from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset
 from train_jobs.evaluate import Bench
 from train_jobs.export import output_spec, to_onnx, to_torch_archive
+from train_jobs.tasks import CLASSIFIERS
 
-CLASSIFIERS = frozenset({"classify", "distill"})
-"""Tasks whose model gives a score per class."""
 PASSES = ("int8", "bf16", "prune")
 _Made = TypeVar("_Made")
 
@@ -149,10 +148,8 @@ class _Line:
 
     def _trained(self) -> Variant:
         assert self._model.module is not None
-        # Each a copy: weights that a module uses in two places would be refused as sharing memory.
-        weights = {name: tensor.clone().contiguous() for name, tensor in self._model.module.state_dict().items()}
         program = to_torch_archive(self._model.module, self._model.inputs)
-        files = {"model.pt2": program, "weights.safetensors": save(weights)}
+        files = {"model.pt2": program, "weights.safetensors": save(weights.separate(self._model.module))}
         return self._add("fp32-torch", None, (Pass(name="train"),), files, format="torch_export", made_for="torch")
 
     def _pruned(self, root: Variant | None, config: PruneConfig, int8: QuantizeConfig | None) -> None:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from cluster.errors import ConfigError, DataUnavailable
 from train_jobs import datasets
 from train_jobs.datasets.labelled import LabelledDataset, Notify
+from train_jobs.datasets.standin import announce
 
 SERIES = ("ecg805", "ecg806", "ecg820", "nab-machine-temperature", "pulses")
 NORMAL_OR_NOT = ("normal", "anomalous")
@@ -85,11 +86,10 @@ def load(spec: str, *, notify: Notify | None = None) -> LabelledDataset | Anomal
         return _machine_temperature(folder) if spec == "nab-machine-temperature" else _tsb_uad(spec, folder)
     except FileNotFoundError as error:
         lacking = f"{error.filename} is missing" if error.filename else str(error)
-        problem = f"{spec} is not to be had here: {lacking}."
-        way_out = "set SLUICE_DATA_DIR to a folder with anomaly/tsb-uad-ecg/*.out and anomaly/nab/ for the real thing."
-        if notify is None:
-            raise DataUnavailable(f"{problem} To go on, {way_out}") from error
-        notify(f"{problem} Using an embedded series of pulses with planted anomalies instead; {way_out}")
+        announce(
+            spec, lacking, files="anomaly/tsb-uad-ecg/*.out and anomaly/nab/", notify=notify,
+            stand_in="an embedded series of pulses with planted anomalies",
+        )  # fmt: skip
         return pulses()
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import ConfigError, DataUnavailable
 from train_jobs.datasets.labelled import Notify
+from train_jobs.datasets.standin import announce
 
 NAMES = ("etth1", "etth2", "seasonal")
 _FILES = {"etth1": "ETTh1.csv", "etth2": "ETTh2.csv"}
@@ -85,11 +86,9 @@ def load(spec: str, *, notify: Notify | None = None) -> SeriesDataset:
     path = Path(folder or "") / "ett" / _FILES[spec]
     if folder and path.exists():
         return _from_file(spec, path)
-    problem = f"{spec} is not to be had here: {f'{path} is missing' if folder else 'SLUICE_DATA_DIR is not set'}."
-    way_out = f"set SLUICE_DATA_DIR to a folder with ett/{_FILES[spec]} for the real thing."
-    if notify is None:
-        raise DataUnavailable(f"{problem} To go on, {way_out}")
-    notify(f"{problem} Using an embedded made-up seasonal series instead; {way_out}")
+    reason = f"{path} is missing" if folder else "SLUICE_DATA_DIR is not set"
+    made = "an embedded made-up seasonal series"
+    announce(spec, reason, files=f"ett/{_FILES[spec]}", stand_in=made, notify=notify)
     return seasonal()
 
 

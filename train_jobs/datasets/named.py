@@ -16,6 +16,7 @@ from cluster.errors import DataUnavailable
 from train_jobs.datasets import clothing
 from train_jobs.datasets.idx import read_idx
 from train_jobs.datasets.labelled import LabelledDataset
+from train_jobs.datasets.standin import announce
 
 NAMES = ("fashion-mnist", "mnist", "digits", *clothing.NAMES)
 _FASHION = (
@@ -42,7 +43,7 @@ def from_name(name: str, *, notify: Callable[[str], None] | None) -> LabelledDat
         if file is not None and file.exists():
             return clothing.from_clothing(name, file, notify=notify)
         reason = f"{file} is not there" if file is not None else "SLUICE_DATA_DIR is not set"
-        return _stand_in(name, [reason], "clothing-small/ (clothing-small-32.npz, clothing-small-224.zip)", notify)
+        return _stand_in(name, reason, "clothing-small/ (clothing-small-32.npz, clothing-small-224.zip)", notify)
     reasons = []
     if folder := os.environ.get("SLUICE_DATA_DIR"):
         missing = [f for f in _FILES.values() if not (Path(folder) / name / f).exists()]
@@ -57,17 +58,12 @@ def from_name(name: str, *, notify: Callable[[str], None] | None) -> LabelledDat
         except (OSError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             reasons.append(f"the download failed ({reason})")
-    return _stand_in(name, reasons, f"{name}/*.gz", notify)
+    return _stand_in(name, "; ".join(reasons), f"{name}/*.gz", notify)
 
 
-def _stand_in(
-    name: str, reasons: list[str], files: str, notify: Callable[[str], None] | None
-) -> LabelledDataset:
-    problem = f"{name} is not to be had here: {'; '.join(reasons)}."
-    way_out = f"set SLUICE_DATA_DIR to a folder with {files} for the real thing."
-    if notify is None:
-        raise DataUnavailable(f"{problem} To go on, {way_out}")
-    notify(f"{problem} Using scikit-learn's embedded digits (1,797 pictures) instead; {way_out}")
+def _stand_in(name: str, reason: str, files: str, notify: Callable[[str], None] | None) -> LabelledDataset:
+    digits = "scikit-learn's embedded digits (1,797 pictures)"
+    announce(name, reason, files=files, stand_in=digits, notify=notify)
     return _digits()
 
 

@@ -50,6 +50,11 @@ class Preprocess(nn.Module):
         return f"uint8 0..255 -> (x / 255 - {-shift * std:.4f}) / {std:.4f}; inside the graph"
 
 
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The layers of a model that keep running statistics of the batches they see."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
 def mean_and_std(x: Tensor) -> tuple[float, float]:
     """Of uint8 pictures on the scale 0..1, from counts of the 256 values: exact, so the same on every machine."""
     share = np.bincount(x.numpy().ravel(), minlength=256) / x.numel()

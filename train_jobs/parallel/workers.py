@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from train_jobs.models.layers import batch_norms
 from train_jobs.parallel.hooks import CommHook, Traffic
 
 
@@ -37,7 +38,7 @@ class Workers:
         if self.size == 1:
             return model
         # Constants need not be sent along with every step; running statistics of batch normalisation do differ.
-        moving = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        moving = bool(batch_norms(model))
         wrapped = DistributedDataParallel(model, forward_sync_buffers=moving, gradient_as_bucket_view=True)
         if hook is not None:
             hook.register(wrapped, traffic or Traffic())

@@ -15,10 +15,12 @@ from train_jobs.tasks.reconstruct import ReconstructConfig
 from train_jobs.tasks.task import Batch, Findings, Metric, Part, Parts, Phase, Task
 
 __all__ = [
-    "AdversarialConfig", "Batch", "ClassifyConfig", "DistillConfig", "Findings", "ForecastConfig", "Metric",
-    "MultiTaskConfig", "Part", "Parts", "Phase", "ReconstructConfig", "Task", "TaskConfig",
+    "CLASSIFIERS", "AdversarialConfig", "Batch", "ClassifyConfig", "DistillConfig", "Findings", "ForecastConfig",
+    "Metric", "MultiTaskConfig", "Part", "Parts", "Phase", "ReconstructConfig", "Task", "TaskConfig",
 ]  # fmt: skip
 
+CLASSIFIERS = frozenset({"classify", "distill"})
+"""Kinds whose model is a score for each class, and is compressed as such."""
 TaskConfig = Annotated[
     ClassifyConfig | AdversarialConfig | ReconstructConfig | MultiTaskConfig | DistillConfig | ForecastConfig,
     Field(discriminator="kind"),

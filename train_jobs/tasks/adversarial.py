@@ -17,19 +17,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from cluster.errors import ConfigError
-from train_jobs import datasets
 from train_jobs.datasets import LabelledDataset
-from train_jobs.datasets.labelled import Notify
 from train_jobs.models.gan import GAN, GANConfig
 from train_jobs.parallel.shards import noise
 from train_jobs.tasks import frechet
 from train_jobs.tasks.classify import split
 from train_jobs.tasks.features import classifier_of_run, own_classifier
-from train_jobs.tasks.task import Batch, Findings, Metric, Part, Parts, Phase, in_pieces
+from train_jobs.tasks.task import Batch, Findings, LabelledSettings, Metric, Part, Parts, Phase, in_pieces
 
 if TYPE_CHECKING:
     from train_jobs.config import TrainConfig
@@ -40,10 +38,9 @@ _FIXED, _TESTED = 100, 101
 _SHOWN = 100
 
 
-class AdversarialConfig(BaseModel):
+class AdversarialConfig(LabelledSettings):
     """A generator of pictures, and how it is taught."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     MODELS: ClassVar[frozenset[str]] = frozenset({"gan"})
     ENSEMBLES: ClassVar[bool] = False
 
@@ -62,9 +59,6 @@ class AdversarialConfig(BaseModel):
     features: str = ""
     """The run of a classifier whose penultimate features measure the distance; empty: a small one is made first."""
 
-    def load(self, spec: str, *, notify: Notify | None = None) -> LabelledDataset:
-        return datasets.load(spec, notify=notify)
-
     def build(self, config: TrainConfig, dataset: LabelledDataset, *, runs_dir: Path | None = None) -> Adversarial:
         """Raises ConfigError for data that is no pictures, and for what does not go with this task."""
         if dataset.x_train.dtype.name != "uint8" or dataset.x_train.ndim != 4:
@@ -81,9 +75,6 @@ class AdversarialConfig(BaseModel):
             what = f"average={config.average}" if config.transfer is None else "transfer"
             raise ConfigError(f"{what} is not for task.kind=adversarial (task.ema averages its generator); unset it")
         return Adversarial(config, dataset, self, runs_dir)
-
-    def skeleton(self, config: TrainConfig, shapes: dict[str, Any]) -> nn.Module:
-        return config.model.build(tuple(shapes["inputs"]), tuple(shapes["outputs"]))
 
 
 @contextlib.contextmanager

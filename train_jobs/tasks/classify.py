@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from cluster import stats
-from train_jobs import datasets
 from train_jobs.datasets import LabelledDataset
-from train_jobs.datasets.labelled import Notify
 from train_jobs.models.layers import mean_and_std
-from train_jobs.tasks.task import Batch, Findings, Metric, Part, Parts, Phase, in_pieces
+from train_jobs.tasks.task import Batch, Findings, LabelledSettings, Metric, Part, Parts, Phase, in_pieces
 
 if TYPE_CHECKING:
     from train_jobs.config import TrainConfig
@@ -24,10 +22,9 @@ if TYPE_CHECKING:
 ACCURACY = Metric("accuracy", higher_is_better=True)
 
 
-class ClassifyConfig(BaseModel):
+class ClassifyConfig(LabelledSettings):
     """A score for each class."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     MODELS: ClassVar[frozenset[str]] = frozenset(
         {"cnn", "mlp", "resnet18", "resnet50", "mobilenet_v3", "lstm", "rnn"}
     )
@@ -38,14 +35,8 @@ class ClassifyConfig(BaseModel):
     """mse: squared distance of the probabilities to one-hot labels (Brier's score)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
-    def load(self, spec: str, *, notify: Notify | None = None) -> LabelledDataset:
-        return datasets.load(spec, notify=notify)
-
     def build(self, config: TrainConfig, dataset: LabelledDataset, *, runs_dir: Path | None = None) -> Classify:
         return Classify(config, dataset, self)
-
-    def skeleton(self, config: TrainConfig, shapes: dict[str, Any]) -> nn.Module:
-        return config.model.build(tuple(shapes["inputs"]), tuple(shapes["outputs"]))
 
 
 def split(config: TrainConfig, dataset: LabelledDataset) -> Parts:
@@ -105,8 +96,7 @@ class Classify:
         self.phases: tuple[Phase, ...] = (Phase("train", CrossEntropy(self.model, settings)),)
 
     def sums(self, model: nn.Module, part: Part) -> Tensor:
-        right = sum(int((model(p.x).argmax(1) == p.y).sum()) for p in in_pieces(part))
-        return torch.tensor([right, len(part)], dtype=torch.float64)
+        return torch.tensor([correct(model, part.x, part.y), len(part)], dtype=torch.float64)
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         return {"accuracy": float(sums[0] / sums[1])}

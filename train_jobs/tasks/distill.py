@@ -15,26 +15,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from cluster.errors import ConfigError
-from train_jobs import datasets
 from train_jobs.datasets import LabelledDataset
-from train_jobs.datasets.labelled import Notify
 from train_jobs.models.ensemble import Ensemble
 from train_jobs.tasks.classify import Classify, build_classifier, split
-from train_jobs.tasks.task import Batch, Findings, Phase, in_pieces
-from train_jobs.transfer import find_run
+from train_jobs.tasks.task import Batch, Findings, LabelledSettings, Phase, in_pieces
+from train_jobs.transfer import finished_run
 
 if TYPE_CHECKING:
     from train_jobs.config import TrainConfig
 
 
-class DistillConfig(BaseModel):
+class DistillConfig(LabelledSettings):
     """A score for each class, learned from the labels and from finished runs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     MODELS: ClassVar[frozenset[str]] = frozenset({"cnn", "mlp", "resnet18", "resnet50", "mobilenet_v3"})
     ENSEMBLES: ClassVar[bool] = True
 
@@ -48,15 +45,9 @@ class DistillConfig(BaseModel):
     features: float = Field(default=0.0, ge=0)
     """Weight of the squared distance between the teachers' features and a linear map of the student's; 0: none."""
 
-    def load(self, spec: str, *, notify: Notify | None = None) -> LabelledDataset:
-        return datasets.load(spec, notify=notify)
-
     def build(self, config: TrainConfig, dataset: LabelledDataset, *, runs_dir: Path | None = None) -> Distill:
         """Raises ConfigError if a teacher is no finished run, or takes or gives something else."""
         return Distill(config, dataset, self, runs_dir)
-
-    def skeleton(self, config: TrainConfig, shapes: dict[str, Any]) -> nn.Module:
-        return config.model.build(tuple(shapes["inputs"]), tuple(shapes["outputs"]))
 
 
 class Teachers:
@@ -148,10 +139,7 @@ class Distill(Classify):
 
 
 def _teacher(name: str, runs_dir: Path | None, shapes: dict[str, Any]) -> nn.Module:
-    from train_jobs import runs  # it reads configs, and this module is part of what a config is
-
-    folder = find_run(name, runs_dir)
-    run = runs.load(folder.name, folder.parent)
+    run = finished_run(name, runs_dir)
     theirs, ours = (tuple(map(tuple, (s["inputs"], s["outputs"]))) for s in (run.shapes, shapes))
     if theirs != ours:
         raise ConfigError(

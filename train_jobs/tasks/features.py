@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +14,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cluster.errors import ConfigError
+from train_jobs import weights
 from train_jobs.datasets import LabelledDataset
 from train_jobs.models.cnn import CNN, CNNConfig
 from train_jobs.models.layers import mean_and_std
 from train_jobs.parallel.workers import Workers
-from train_jobs.transfer import find_run
+from train_jobs.transfer import finished_run
 
 if TYPE_CHECKING:
     from train_jobs.config import TrainConfig
@@ -35,10 +35,7 @@ _RECIPE = f"cnn width 0.5, {_EPOCHS} epochs of {_MOST} pictures in batches of {_
 
 def classifier_of_run(name: str, dataset: LabelledDataset, runs_dir: Path | None) -> nn.Module:
     """The model of a finished run. Raises ConfigError if there is none, or it is no classifier of such pictures."""
-    from train_jobs import runs  # it imports the tasks
-
-    folder = find_run(name, runs_dir)
-    run = runs.load(folder.name, folder.parent)
+    run = finished_run(name, runs_dir)
     wanted = list(dataset.x_train.shape[1:])
     if not hasattr(run.model, "penultimate") or run.config.task.kind != "classify" or run.shapes["inputs"] != wanted:
         raise ConfigError(
@@ -62,7 +59,8 @@ def own_classifier(config: TrainConfig, dataset: LabelledDataset, runs_dir: Path
             else:
                 _fit(model, dataset, config)
                 if path is not None:
-                    _write(model, path)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    weights.save(model, path)
     if workers.size > 1:
         _share(model, workers)
     return model.eval()
@@ -83,13 +81,6 @@ def _read(path: Path | None) -> dict[str, Tensor] | None:
         return load_file(path)
     except (OSError, SafetensorError):
         return None  # cut short by a full disk, say: it is made anew
-
-
-def _write(model: nn.Module, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, unfinished)
-    os.replace(unfinished, path)
 
 
 def _fit(model: CNN, dataset: LabelledDataset, config: TrainConfig) -> None:

@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from cluster.errors import ConfigError
-from train_jobs import datasets
 from train_jobs.datasets import LabelledDataset
 from train_jobs.datasets.clothing import departments
-from train_jobs.datasets.labelled import Notify
 from train_jobs.models.multihead import MultiHead
 from train_jobs.tasks.classify import Classify, build_classifier, split
-from train_jobs.tasks.task import Batch, Findings, Phase, in_pieces
+from train_jobs.tasks.task import Batch, Findings, LabelledSettings, Phase, in_pieces
 
 if TYPE_CHECKING:
     from train_jobs.config import TrainConfig
@@ -32,10 +30,9 @@ Head = Literal["class", "department", "rotation"]
 _TURNS = 4
 
 
-class MultiTaskConfig(BaseModel):
+class MultiTaskConfig(LabelledSettings):
     """The classes, and what else the same picture tells. Judged by the classes alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     MODELS: ClassVar[frozenset[str]] = frozenset({"cnn", "mlp", "resnet18", "resnet50", "mobilenet_v3"})
     ENSEMBLES: ClassVar[bool] = False
 
@@ -52,9 +49,6 @@ class MultiTaskConfig(BaseModel):
         if "class" not in heads or len(set(heads)) < len(heads):
             raise ValueError(f"heads={list(heads)} must hold class, and each head once")
         return heads
-
-    def load(self, spec: str, *, notify: Notify | None = None) -> LabelledDataset:
-        return datasets.load(spec, notify=notify)
 
     def build(self, config: TrainConfig, dataset: LabelledDataset, *, runs_dir: Path | None = None) -> MultiTask:
         """Raises ConfigError for a head that the data has no answers for."""

@@ -9,11 +9,11 @@ tasks/reconstructed.py.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from cluster.errors import ConfigError
@@ -26,7 +26,7 @@ from train_jobs.models.coder import Scale
 from train_jobs.parallel.shards import noise
 from train_jobs.tasks.classify import split
 from train_jobs.tasks.reconstructed import find
-from train_jobs.tasks.task import Batch, Findings, Metric, Part, Parts, Phase, in_pieces
+from train_jobs.tasks.task import Batch, Findings, LabelledSettings, Metric, Part, Parts, Phase, in_pieces
 
 if TYPE_CHECKING:
     from train_jobs.config import TrainConfig
@@ -37,10 +37,9 @@ _FIXED = 100
 """Added to them for the noise that the validation part is always met with."""
 
 
-class ReconstructConfig(BaseModel):
+class ReconstructConfig(LabelledSettings):
     """Reconstruct samples, perhaps from spoilt ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     MODELS: ClassVar[frozenset[str]] = frozenset({"autoencoder", "vae"})
     ENSEMBLES: ClassVar[bool] = False
 
@@ -73,9 +72,6 @@ class ReconstructConfig(BaseModel):
         if self.loss == "bce" and getattr(config.model, "output", "") != "sigmoid":
             raise ConfigError("task.loss=bce needs model.output=sigmoid: what is reconstructed are probabilities")
         return Reconstruct(config, dataset, self)
-
-    def skeleton(self, config: TrainConfig, shapes: dict[str, Any]) -> nn.Module:
-        return config.model.build(tuple(shapes["inputs"]), tuple(shapes["outputs"]))
 
 
 def windows(config: TrainConfig, series: AnomalySeries) -> Parts:

@@ -18,11 +18,11 @@ from train_jobs.datasets.anomaly import NORMAL_OR_NOT, AnomalySeries
 from train_jobs.models.autoencoder import VAE, Autoencoder
 from train_jobs.parallel.shards import noise
 from train_jobs.tasks import points
+from train_jobs.tasks.points import Scores
 from train_jobs.tasks.principal import Principal
 from train_jobs.tasks.task import Findings, Parts, in_pieces
 
 _SHOWN, _SAMPLES, _SPOILT = 10, 100, 1000
-Scores = NDArray[np.float64]
 
 
 def find(

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from train_jobs import datasets
+from train_jobs.datasets.labelled import Notify
 from train_jobs.parallel.shards import noise
 
 if TYPE_CHECKING:
@@ -99,7 +102,6 @@ class Findings:
     metrics: dict[str, float]
     notes: tuple[str, ...] = ()
     pictures: dict[str, Tensor] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -139,6 +141,18 @@ class TaskSettings(Protocol):
 
     def skeleton(self, config: TrainConfig, shapes: dict[str, Any]) -> nn.Module:
         """The model again, to load weights into, without the data."""
+
+
+class LabelledSettings(BaseModel):
+    """What the settings of tasks on labelled samples have in common: their data, and a model without more to it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def load(self, spec: str, *, notify: Notify | None = None) -> Any:
+        return datasets.load(spec, notify=notify)
+
+    def skeleton(self, config: TrainConfig, shapes: dict[str, Any]) -> nn.Module:
+        return config.model.build(tuple(shapes["inputs"]), tuple(shapes["outputs"]))
 
 
 def in_pieces(part: Part, size: int = 512) -> list[Part]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.unit.train_jobs import curves
 from train_jobs import checkpoint, loop
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset
@@ -22,29 +23,9 @@ CONFIG = TrainConfig(
 
 
 def curve(config: TrainConfig, dataset: LabelledDataset, resume: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Train in float64; the losses, the accuracies, the weights, and the state after each epoch."""
-    states: list[dict[str, Any]] = []
-    result = loop.train(
-        config.model_copy(update={"precision": "fp64"}), dataset, resume=resume,
-        on_state=lambda _, state: states.append(_frozen(state)),
-    )  # fmt: skip
-    return {
-        "loss": [row.loss for row in result.history],
-        "accuracy": [row.metrics["accuracy"] for row in result.history],
-        "time_left_s": result.history[-1].time_left_s,
-        "traffic": (result.traffic.sent_bytes, result.traffic.uncompressed_bytes),
-        "findings": result.findings,
-        "weights": result.model.state_dict(),
-        "states": states,
-    }
-
-
-def _frozen(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: _frozen(item) for key, item in value.items()}
-    return [_frozen(item) for item in value] if isinstance(value, list) else value
+    """Train in float64: what `curves.curve` tells, and the accuracies."""
+    told = curves.curve(config.model_copy(update={"precision": "fp64"}), dataset, resume=resume)
+    return told | {"accuracy": [metrics["accuracy"] for metrics in told["metrics"]]}
 
 
 def diverge_on_the_last_rank(config: TrainConfig, dataset: LabelledDataset) -> str:

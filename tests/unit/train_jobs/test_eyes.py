@@ -25,7 +25,7 @@ def event_bytes(folder: Path) -> bytes:
 def test_the_leader_shows_progress_and_findings(tmp_path: Path, trained: TrainResult) -> None:
     pictures = {"samples": torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)}
     result = TrainResult(trained.model, trained.task, findings=Findings({"accuracy": 0.75}, pictures=pictures))
-    with Eyes(tmp_path, cnn_digits(), leader=True) as eyes:
+    with Eyes(tmp_path, leader=True) as eyes:
         eyes.progress(WITHIN)
         assert json.loads((tmp_path / "progress.json").read_text())["loss"] == 1.5
         assert not (tmp_path / "curves.jsonl").exists(), "an epoch is not over"
@@ -40,7 +40,7 @@ def test_the_leader_shows_progress_and_findings(tmp_path: Path, trained: TrainRe
 
 
 def test_the_other_workers_show_nothing(tmp_path: Path) -> None:
-    with Eyes(tmp_path, cnn_digits(), leader=False) as eyes:
+    with Eyes(tmp_path, leader=False) as eyes:
         eyes.progress(END)
     assert not list(tmp_path.iterdir())
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cluster.errors import ConfigError
-from tests.unit.train_jobs.tasks.generative_scenarios import frozen
+from tests.unit.train_jobs.curves import frozen
 from train_jobs import runs
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.unit.train_jobs.tasks.generative_scenarios import curve
+from tests.unit.train_jobs.curves import curve
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset, ett
 from train_jobs.models import MLPConfig, RecurrentConfig

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from train_jobs import loop
+from tests.unit.train_jobs.curves import curve
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset
 from train_jobs.models import AutoencoderConfig, GANConfig, VAEConfig
@@ -34,27 +32,6 @@ VAE = TrainConfig(
     **_COMMON,
 )  # fmt: skip
 CONFIGS = {config.recipe: config for config in (GAN, DENOISING, TIED, VAE)}
-
-
-def curve(config: TrainConfig, dataset: LabelledDataset, resume: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The losses, the metrics, the weights, and the state after each epoch and within them."""
-    states: list[dict[str, Any]] = []
-    result = loop.train(config, dataset, resume=resume, on_state=lambda _, state: states.append(frozen(state)))
-    return {
-        "loss": [row.loss for row in result.history],
-        "metrics": [row.metrics for row in result.history],
-        "weights": result.model.state_dict(),
-        "states": states,
-    }
-
-
-def frozen(value: Any) -> Any:
-    """A copy of a state, whose tensors are the living ones."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: frozen(item) for key, item in value.items()}
-    return [frozen(item) for item in value] if isinstance(value, list) else value
 
 
 def all_curves(dataset: LabelledDataset) -> dict[str, dict[str, Any]]:

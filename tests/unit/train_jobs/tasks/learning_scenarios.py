@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.unit.train_jobs.tasks.generative_scenarios import frozen
-from train_jobs import loop
+from tests.unit.train_jobs import curves
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset
 from train_jobs.models import CNNConfig, MLPConfig, VisionConfig
@@ -42,19 +41,10 @@ def curve(
     config: TrainConfig, dataset: LabelledDataset, runs_dir: Path, resume: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """The losses, the metrics, the weights, and the state after each epoch and within them."""
-    states: list[dict[str, Any]] = []
     data = dressed(dataset) if config.task.kind == "multitask" else dataset
     if isinstance(config.model, VisionConfig):  # a large one: three steps will do
         data = replace(dataset, x_train=dataset.x_train[:30], y_train=dataset.y_train[:30])
-    result = loop.train(
-        config, data, resume=resume, runs_dir=runs_dir, on_state=lambda _, state: states.append(frozen(state))
-    )
-    return {
-        "loss": [row.loss for row in result.history],
-        "metrics": [row.metrics for row in result.history],
-        "weights": result.model.state_dict(),
-        "states": states,
-    }
+    return curves.curve(config, data, resume=resume, runs_dir=runs_dir)
 
 
 def all_curves(dataset: LabelledDataset, runs_dir: Path) -> dict[str, dict[str, Any]]:
