@@ -16,6 +16,8 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -132,17 +134,25 @@ def _whole(folder: Path) -> list[Path]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the classes of torch's table of contents, and no function that could do anything."""
+    """Knows the plain records of torch's table of contents, and no function that could do anything."""
 
     def find_class(self, module: str, name: str) -> Any:
-        ours = module.startswith("torch.distributed.checkpoint.") or (module, name) in {
-            ("torch", "Size"), ("torch.serialization", "_get_layout"), ("torch._C", "_distributed_c10d"),
-            ("pathlib", "PosixPath"), ("collections", "OrderedDict"),
-        }  # fmt: skip
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if not (ours or dtype):
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
-        return super().find_class(module, name)
+        # No dots: "filesystem" + "os.system" would walk from torch's module into any that it imports.
+        if "." not in name:
+            dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+            if dtype or (module, name) in _TABLE_NAMES:
+                return super().find_class(module, name)
+            found = super().find_class(module, name) if module in _TABLE_MODULES else None
+            record = isinstance(found, type) and (is_dataclass(found) or issubclass(found, Enum))
+            if record and found.__module__ == module:
+                return found
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
+
+
+_TABLE_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+_TABLE_NAMES = {
+    ("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"), ("collections", "OrderedDict"),
+}  # fmt: skip
 
 
 class _Reader(FileSystemReader):

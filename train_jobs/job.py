@@ -183,21 +183,23 @@ def _in_thread(run: Callable[[], object], *, stop: Path) -> None:
     at the second, KeyboardInterrupt is raised. In the main thread Ray Train would take SIGINT for itself, keep it after
     the run, and end the process without a word."""
     raised: list[BaseException] = []
+    ended = threading.Event()  # not Thread.join: interrupted, CPython 3.11 takes a living thread for a finished one
 
     def target() -> None:
         try:
             run()
         except BaseException as error:
             raised.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
+    threading.Thread(target=target, daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(0.2)
+        while not ended.wait(0.2):
+            pass
     except KeyboardInterrupt:
         stop.touch()
-        thread.join(_STOPPING_S)
+        ended.wait(_STOPPING_S)
         raise
     if raised:
         raise raised[0]

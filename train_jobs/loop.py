@@ -30,7 +30,8 @@ from train_jobs.parallel.workers import Workers
 from train_jobs.tasks import Batch, Findings, Part, Parts, Phase, Task
 from train_jobs.transfer import Thaw, load_weights
 
-_REPORT_STEPS = 50
+_REPORT_S, _REPORT_STEPS = 2.0, 50
+"""Progress is told, and a wish to stop heard, after so long or so many steps."""
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 State = dict[str, Any]
 
@@ -79,6 +80,26 @@ class _Clock:
     def progress(self, epoch: int, epochs: int, loss: float, metrics: dict[str, float] | None = None) -> Progress:
         rate = self.done / max(time.monotonic() - self.started, 1e-9)
         return Progress(epoch + 1, epochs, rate, loss, metrics or {}, (self.total - self.done) / max(rate, 1e-9))
+
+
+@dataclass
+class _Pulse:
+    """Every how many steps the workers meet to tell of progress: about `_REPORT_S` apart, and the same on all."""
+
+    every: int = 1
+    count: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def due(self) -> bool:
+        self.count += 1
+        return self.count >= self.every
+
+    def met(self, workers: Workers) -> None:
+        """Agree on the number of steps till the next meeting."""
+        now = time.monotonic()
+        mean_s = float(workers.total(torch.tensor([now - self.started], dtype=torch.float64))[0]) / workers.size
+        self.every = max(1, min(_REPORT_STEPS, int(_REPORT_S * self.count / max(mean_s, 1e-9))))
+        self.count, self.started = 0, now
 
 
 class _Stepper:
@@ -254,6 +275,7 @@ def train(
             )
         return losses
 
+    pulse = _Pulse()
     clock = _Clock(total=(config.epochs - first) * samples - min(skip * batch_size, samples))
     result = TrainResult(model, task, history, first, traffic=traffic)
     for epoch in range(first, config.epochs):
@@ -276,7 +298,8 @@ def train(
                     stepper.step(batch)
             clock.done += whole
             done += whole
-            if done < samples and (number + 1) % _REPORT_STEPS == 0:
+            if pulse.due() and done < samples:
+                pulse.met(workers)
                 losses = sums_of_losses(epoch)
                 on_progress(clock.progress(epoch, config.epochs, losses[steppers[0].name] / done))
                 if workers.any(should_stop()):

@@ -165,6 +165,27 @@ def test_a_pickled_object_is_refused_and_never_run(tmp_path: Path) -> None:
     assert (tmp_path / "boom").exists(), "the bomb works: only the refusal kept it from going off"
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("torch.distributed.checkpoint.filesystem", "os.system"),  # a walk through what torch's module imports
+        ("torch.distributed.checkpoint.filesystem", "os"),
+        ("torch.distributed.checkpoint.format_utils", "torch_save_to_dcp"),  # unpickles a file itself
+        ("torch.distributed.checkpoint.filesystem", "FileSystemWriter"),
+        ("torch", "load"),
+        ("builtins", "eval"),
+    ],
+)
+def test_nothing_that_acts_is_found_in_a_table_of_contents(module: str, name: str, tmp_path: Path) -> None:
+    checkpoint.save({"weights": torch.ones(3)}, tmp_path, step=1)
+    text = b"".join(pickle.SHORT_BINUNICODE + bytes([len(part)]) + part.encode() for part in (module, name))
+    table = pickle.PROTO + bytes([4]) + text + pickle.STACK_GLOBAL + pickle.STOP
+    assert pickle.loads(table) is not None, "there is such a thing to be found"
+    (tmp_path / "step-000000001" / ".metadata").write_bytes(table)
+    with pytest.raises(TrainingFailed, match=r"is no checkpoint \(UnpicklingError\)"):
+        checkpoint.load(tmp_path)
+
+
 @contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
     """What a full disk does to a write, done by the kernel."""

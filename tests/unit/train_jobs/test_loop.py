@@ -176,9 +176,9 @@ def test_progress_tells_where_the_run_is(few_digits: LabelledDataset) -> None:
     within = [p for p in seen if not p.metrics]
     ends = [p for p in seen if p.metrics]
     assert [p.epoch for p in ends] == [1, 2]
-    assert [p.epoch for p in within] == [1, 2], "72 steps an epoch, a word after every 50"
+    assert {p.epoch for p in within} == {1, 2}, "72 steps an epoch, a word after 50 at the latest"
     assert ends[-1].time_left_s == 0
-    assert within[0].time_left_s > within[1].time_left_s > 0
+    assert min(p.time_left_s for p in within if p.epoch == 1) > within[-1].time_left_s > 0
     assert all(p.samples_per_s > 0 and 0 < p.loss < 10 and p.epochs == 2 for p in seen)
 
 
@@ -269,11 +269,15 @@ def test_a_run_stopped_within_an_epoch_goes_on_where_it_was(few_digits: Labelled
     def keep(progress: Progress, state: dict[str, Any]) -> None:
         checkpoint.save(state, tmp_path, step=state["epoch"] * 1000 + state["step"])
 
-    stopped = train(config, few_digits, on_state=keep, on_progress=seen.append, should_stop=lambda: len(seen) == 3)
+    def in_the_second() -> bool:
+        return seen[-1].epoch == 2 and not seen[-1].metrics
+
+    stopped = train(config, few_digits, on_state=keep, on_progress=seen.append, should_stop=in_the_second)
     assert stopped.stopped
     state = checkpoint.load(tmp_path)
     assert state is not None
-    assert (state["epoch"], state["step"]) == (1, 50), "72 steps an epoch, asked after every 50"
+    assert state["epoch"] == 1
+    assert 0 < state["step"] < 72, "within the second epoch's 72 steps"
     resumed = train(config, few_digits, resume=state)
     assert [row.loss for row in resumed.history] == pytest.approx([row.loss for row in straight.history], rel=1e-6)
     assert_same_weights(resumed.model.state_dict(), straight.model.state_dict(), 1e-6)
