@@ -27,6 +27,9 @@ from train_jobs.runs import CHECKPOINTS, PROGRESS, RUN, Run, write_json
 _POLL_S = 0.3
 _RAY_POLL = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 """Ray's default of 2 s is what it takes to notice a lost worker, and that a run has ended."""
+_RAY_START = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+"""After this an elastic run asks again how many workers there is room for; in Ray's default of 60 s it waits for a lost
+node that the cluster still counts. A cluster that adds nodes slowly is asked again, without end."""
 _FAILED, _STOP = "failed.json", "stop"
 _STOPPING_S = 30.0
 """How long an interrupted run may take to write its checkpoint."""
@@ -144,10 +147,12 @@ def _fit(config: TrainConfig, folder: Path, on_progress: Callable[[Progress], No
     from ray.train.torch import TorchConfig, TorchTrainer
 
     os.environ.setdefault(*_RAY_POLL)  # Ray hands it on to its controller and workers
+    low, high = config.workers
+    if low < high:
+        os.environ.setdefault(*_RAY_START)
     finished = threading.Event()
     watcher = threading.Thread(target=_watch, args=(folder / PROGRESS, finished, on_progress), daemon=True)
     watcher.start()
-    low, high = config.workers
     use_gpu = config.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= low
     trainer = TorchTrainer(
         train_worker,
