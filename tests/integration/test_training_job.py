@@ -58,7 +58,7 @@ from train_jobs import job
 from train_jobs.config import TrainConfig
 
 config, storage = TrainConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])
-noticed_sooner = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+noticed_sooner = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
 cluster = Cluster(
     initialize_head=True,
     head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": noticed_sooner},
