@@ -36,7 +36,7 @@ from tune_spaces.tune import baseline_of, dataset_of, header_of, live_deployment
 _QUEUE = 1024
 _GRID = TrialProtocol("grid", step_s=1.5, warmup_s=0.3, steps=3, closed_loop_s=0.5)
 """Shorter than the search's trials: there are so many."""
-_FINAL = TrialProtocol("final", step_s=4.0, warmup_s=0.5, steps=4, closed_loop_s=1.0)
+_FINAL = TrialProtocol("final", step_s=6.0, warmup_s=0.5, steps=4, closed_loop_s=1.0)
 
 
 def grid_of(space: SearchSpace, without: Sequence[str]) -> list[Configuration]:
