@@ -66,6 +66,8 @@ def train_one(request: Row) -> Row:
         folder = runs_dir / request["recipe"]
         runs.claim(folder, config)
         runs.finish(folder, config, dataset.source, result)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # or its threads may end the process by abort
     found = result.findings
     return {
         "recipe": config.recipe, "model": config.model.kind, "task": config.task.kind, "dataset": dataset.name,
