@@ -30,6 +30,7 @@ COMMANDS = {
     "jobs list": "tune_spaces.jobs:show",
     "jobs logs": "tune_spaces.jobs:logs",
     "jobs stop": "tune_spaces.jobs:stop",
+    "passes": "tune_spaces.commands:passes",
     "compress": "tune_spaces.commands:compress",
     "variants list": "tune_spaces.lineage:show",
     "variants promote": "tune_spaces.lineage:promote",
@@ -163,21 +164,32 @@ def stop_job(job_id: JobId, address: Dashboard = "http://127.0.0.1:8265") -> Non
     _run("jobs stop", job_id=job_id, address=address)
 
 
-@app.command(epilog="Example: sluice compress cnn_fashion_mnist_quick --without bf16")
+@app.command(epilog="Example: sluice passes")
+def passes(json: Json = False) -> None:
+    """List the compression passes, what each does, and its settings."""
+    _run("passes", as_json=json)
+
+
+@app.command(epilog="Example: sluice compress cnn_fashion_mnist_quick --variant small=prune,int8")
 def compress(
     run: Annotated[str | None, typer.Argument(help="Name of a finished training run; or --model and --data.")] = None,
     model: Model = None,
     data: Data = None,
     name: Annotated[str | None, typer.Option(help="Name of your own model [default: its own].")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="Leave out int8, bf16 or prune. Repeatable.")] = None,
+    spec: Annotated[Path | None, typer.Option(help="YAML: variants, each a list of passes with settings.")] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="NAME=PASS,PASS: a variant by its passes. Repeatable.")
+    ] = None,
+    without: Annotated[list[str] | None, typer.Option(help="No variants of this pass. Repeatable.")] = None,
     runs_dir: RunsDir = None,
     store: Store = None,
     json: Json = False,
 ) -> None:
-    """Make the variants of a model (int8, bf16, pruned), each measured on the full test set in every runtime."""
+    """Make the variants of a model (by default int8, bf16, pruned), each measured on the full test set, in every
+    runtime."""
     _run(
-        "compress", run=run, model=model, data=data, name=name, without=without or [], runs_dir=runs_dir, store=store,
-        as_json=json,
+        "compress", run=run, model=model, data=data, name=name, spec=spec, variants=variant or [],
+        without=without or [], runs_dir=runs_dir, store=store, as_json=json,
     )  # fmt: skip
 
 

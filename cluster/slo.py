@@ -2,6 +2,7 @@
 
     model_name: classifier
     accuracy: {max_drop: 0.005}          # at most half a point below the trained model; or {minimum: 0.91}; or both
+                                        # of an error: {max_increase: 0.05}; or {maximum: 0.4}; or both
     latency_p99_ms: 50
     rate_rps: 400                        # or trace: {path: promotion.csv, scale: 1.0}; or neither
     budget: {cores: 4, memory_mib: 4096}
@@ -25,9 +26,10 @@ from cluster import stats
 from cluster.errors import ConfigError
 from cluster.load.arrivals import RateTrace, read_trace_csv
 from cluster.stats import Verdict
-from cluster.variants import Accuracy
+from cluster.variants import Accuracy, decimals
 
 Objective = Literal["max_rate", "min_latency", "min_cost"]
+_MAX_INCREASE = 0.05
 
 
 class _Strict(BaseModel):
@@ -42,17 +44,35 @@ class _Strict(BaseModel):
 
 
 class AccuracyFloor(_Strict):
-    """Relative to the trained model at the top of the lineage, absolute, or both; 0.005 is half a point."""
+    """How much worse than the trained model at the top of the lineage, how good at least, or both.
+
+    Of a figure that is a share (accuracy, roc_auc) `max_drop` and `minimum` decide, of an error (mse, frechet)
+    `max_increase` and `maximum`. Of either two the relative one has its default only where neither is given: who names
+    another floor means that one.
+    """
 
     max_drop: float | None = Field(default=None, ge=0, lt=1)
+    """0.005, the default, is half a point."""
     minimum: float | None = Field(default=None, gt=0, lt=1)
+    max_increase: float | None = Field(default=None, ge=0, le=1)
+    """Share of the trained model's error by which an error may be larger: 0.05, the default, is 5%."""
+    maximum: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="before")
     @classmethod
     def _default(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("max_drop") is None and given.get("minimum") is None:
-            return given | {"max_drop": 0.005}
-        return given
+        if not isinstance(given, dict):
+            return given
+        filled = dict(given)
+        if given.get("max_drop") is None and given.get("minimum") is None:
+            filled["max_drop"] = 0.005
+        if given.get("max_increase") is None and given.get("maximum") is None:
+            filled["max_increase"] = _MAX_INCREASE
+        return filled
+
+    def allowed(self, accuracy: Accuracy) -> float | None:
+        """How far below the trained model such a figure may be, as Difference counts it; None: however far."""
+        return self.max_drop if accuracy.higher_is_better else self.max_increase
 
     def verdict(self, accuracy: Accuracy | None) -> Verdict:
         """Does it hold, one-sided 95%? What was not measured, or on too few samples to tell, is "unclear".
@@ -62,16 +82,72 @@ class AccuracyFloor(_Strict):
         if accuracy is None:
             return "unclear"
         verdicts: list[Verdict] = []
-        if self.max_drop is not None and accuracy.to_root is not None:
-            verdicts.append(stats.judge_relative(accuracy.to_root.bounds, self.max_drop))
-        if self.minimum is not None:
-            verdicts.append(stats.judge_absolute(accuracy.correct, accuracy.total, self.minimum))
+        allowed = self.allowed(accuracy)
+        if allowed is not None and accuracy.to_root is not None:
+            verdicts.append(stats.judge_relative(accuracy.to_root.bounds, allowed))
+        if accuracy.higher_is_better and self.minimum is not None:
+            verdicts.append(_at_least(accuracy, self.minimum))
+        if not accuracy.higher_is_better and self.maximum is not None:
+            verdicts.append("unclear" if accuracy.bounds is None else stats.judge_most(accuracy.bounds, self.maximum))
         return next((v for v in ("fails", "unclear") if v in verdicts), "holds")
 
-    def __str__(self) -> str:
+    def refuse_impossible(self, root: Accuracy) -> None:
+        """Raise ConfigError for an absolute floor that the trained model itself misses, or that is about another
+        kind of figure than the one by which it is judged."""
+        if root.higher_is_better and self.maximum is not None:
+            raise ConfigError(
+                f"accuracy.maximum={self.maximum} bounds an error, and the model is judged by {root.metric}, of which "
+                "more is better; set accuracy.minimum instead"
+            )
+        if not root.higher_is_better and self.minimum is not None:
+            raise ConfigError(
+                f"accuracy.minimum={self.minimum} bounds a share, and the model is judged by "
+                f"{root.metric}, of which less is better; set accuracy.maximum instead"
+            )
+        absolute = self.minimum if root.higher_is_better else self.maximum
+        if absolute is None or self.verdict(root) != "fails":
+            return
+        field, side, way = ("minimum", "above", "lower") if root.higher_is_better else ("maximum", "below", "raise")
+        value, low, high = (
+            decimals(each, higher_is_better=root.higher_is_better) for each in (root.value, *root.interval)
+        )
+        named = "" if root.metric == "accuracy" else f"{root.metric} "
+        raise ConfigError(
+            f"accuracy.{field}={absolute} is {side} what the trained model itself reaches ({named}{value}, 95% "
+            f"interval {low} to {high}); {way} it or train a better model"
+        )
+
+    def of(self, accuracy: Accuracy | None) -> str:
+        """What it asks of such a figure, in words."""
+        if accuracy is None:
+            return str(self)
+        return self._of_shares() if accuracy.higher_is_better else self._of_errors()
+
+    def _of_shares(self) -> str:
         relative = "" if self.max_drop is None else f"at most {100 * self.max_drop:.4g} points below the trained model"
         absolute = "" if self.minimum is None else f"at least {100 * self.minimum:.4g}%"
         return " and ".join(part for part in (relative, absolute) if part)
+
+    def _of_errors(self) -> str:
+        more = self.max_increase
+        relative = "" if more is None else f"at most {100 * more:.4g}% above the trained model's error"
+        absolute = "" if self.maximum is None else f"an error of at most {self.maximum:.4g}"
+        return " and ".join(part for part in (relative, absolute) if part)
+
+    def __str__(self) -> str:
+        """Of shares; of errors too, where their floor is not the default one."""
+        if self.max_increase == _MAX_INCREASE and self.maximum is None:
+            return self._of_shares()
+        return f"{self._of_shares()}; where an error is measured, {self._of_errors()}"
+
+
+def _at_least(accuracy: Accuracy, minimum: float) -> Verdict:
+    """By the bounds, or by the count in a manifest from before there were any."""
+    if accuracy.bounds is not None:
+        return stats.judge_least(accuracy.bounds, minimum)
+    if accuracy.correct is None:
+        return "unclear"
+    return stats.judge_absolute(accuracy.correct, accuracy.total, minimum)
 
 
 @functools.lru_cache(maxsize=4)
@@ -144,12 +220,8 @@ class Slo(_Strict):
             raise ConfigError(
                 f"budget.memory_mib={self.budget.memory_mib} is more than the machine's {memory_bytes >> 20}; lower it"
             )
-        if root is not None and self.accuracy.minimum is not None and self.accuracy.verdict(root) == "fails":
-            raise ConfigError(
-                f"accuracy.minimum={self.accuracy.minimum} is above what the trained model itself reaches "
-                f"({root.value:.4f}, 95% interval {root.interval[0]:.4f} to {root.interval[1]:.4f}); lower it or train "
-                "a better model"
-            )
+        if root is not None:
+            self.accuracy.refuse_impossible(root)
         if self.trace is not None and self.peak_rps() == 0:
             raise ConfigError(f"trace {self.trace.path} holds no request; it asks for nothing")
 

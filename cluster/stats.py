@@ -1,4 +1,4 @@
-"""How sure are we of an accuracy? Intervals and verdicts from counts of right answers.
+"""How sure are we of an accuracy? Intervals from counts of right answers, and verdicts on any figure that has bounds.
 
 Jeffreys interval: Brown, Cai and DasGupta, "Interval Estimation for a Binomial Proportion", Statistical Science 16(2),
 2001, p. 108 (with its rule that k=0 starts at 0 and k=n ends at 1). Comparisons are paired: both variants saw the same
@@ -74,19 +74,27 @@ def _check_paired(*columns: NDArray[np.generic]) -> None:
         raise ValueError(f"shapes {shapes} must be equal, flat and not empty: one entry for each picture")
 
 
-def judge_relative(bounds: tuple[float, float], max_drop: float) -> Verdict:
-    """Is a child with these one-sided bounds of its PairedDelta at most `max_drop` (0.005 is half a point) below?"""
+def judge_least(bounds: tuple[float, float], floor: float) -> Verdict:
+    """Is a figure with these one-sided 95% bounds at least `floor`?"""
     low, high = bounds
-    if low >= -max_drop:
+    if low >= floor:
         return "holds"
-    return "fails" if high < -max_drop else "unclear"
+    return "fails" if high < floor else "unclear"
+
+
+def judge_most(bounds: tuple[float, float], limit: float) -> Verdict:
+    """Is it at most `limit`?"""
+    return judge_least((-bounds[1], -bounds[0]), -limit)
+
+
+def judge_relative(bounds: tuple[float, float], max_drop: float) -> Verdict:
+    """Is a child with these one-sided bounds of its Difference at most `max_drop` (0.005 is half a point) below?"""
+    return judge_least(bounds, -max_drop)
 
 
 def judge_absolute(k: int, n: int, floor: float) -> Verdict:
     """Is the accuracy at least `floor`, one-sided 95%?"""
-    if lower_bound(k, n) >= floor:
-        return "holds"
-    return "fails" if upper_bound(k, n) < floor else "unclear"
+    return judge_least((lower_bound(k, n), upper_bound(k, n)), floor)
 
 
 def worst_class_drop(labels: NDArray[np.int64], parent_correct: Flags, child_correct: Flags) -> float:

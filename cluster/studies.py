@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cluster.errors import ArtifactError, ConfigError
 from cluster.plans import Configuration
 from cluster.slo import Slo
+from cluster.variants import decimals
 
 
 class _Frozen(BaseModel):
@@ -91,6 +92,9 @@ class StudyHeader(_Frozen):
     """Names by id."""
     accuracies: dict[str, dict[str, float]]
     """By variant id, then runtime."""
+    metric: str = "accuracy"
+    """What these figures are."""
+    higher_is_better: bool = True
     protocol: dict[str, Any]
     cpus: dict[str, list[int]]
     """Cores of the "server" and of the "client"; empty: not pinned."""
@@ -109,6 +113,7 @@ class Outcome:
 
     configuration: Configuration
     accuracy: float
+    """The figure by which its answers are judged: `metric`."""
     trials: int
     slo_rate_rps: float | None
     slo_rates_rps: tuple[float, ...]
@@ -123,6 +128,13 @@ class Outcome:
     """The most that any trial saw; None if none could tell."""
     reference_rate_rps: float = 0.0
     """The load of latencies, attainment and cost."""
+    metric: str = "accuracy"
+    higher_is_better: bool = True
+
+    @property
+    def quality(self) -> float:
+        """`accuracy`, or the negative of an error: larger is better whatever is measured."""
+        return self.accuracy if self.higher_is_better else -self.accuracy
 
 
 @dataclass(frozen=True)
@@ -168,17 +180,19 @@ class Study:
             core_s_per_million=statistics.median(costs) if costs else None,
             memory_bytes=max(memory) if memory else None,
             reference_rate_rps=statistics.median(f.reference_rate_rps for f in figures),
+            metric=self.header.metric,
+            higher_is_better=self.header.higher_is_better,
         )
 
     def _repr_html_(self) -> str:
-        headers = ("configuration", "SLO rate", "max rate", "p50", "p99", "accuracy", "trials")
+        headers = ("configuration", "SLO rate", "max rate", "p50", "p99", self.header.metric, "trials")
         rows = [
             (
                 str(o.configuration),
                 "" if o.slo_rate_rps is None else f"{o.slo_rate_rps:,.0f}/s",
                 f"{o.max_rate_rps:,.0f}/s",
                 *("failed" if math.isinf(s) else f"{s * 1e3:.2f} ms" for s in (o.latency_p50_s, o.latency_p99_s)),
-                f"{o.accuracy:.4f}",
+                decimals(o.accuracy, higher_is_better=o.higher_is_better),
                 str(o.trials),
             )
             for o in sorted(self.outcomes(), key=_by_rate)

@@ -67,8 +67,12 @@ class Pass(_Frozen):
 
 
 class Difference(_Frozen):
-    """Accuracy of this variant minus that of `other_id` on the same pictures (paired), in fractions: 0.005 is half a
-    point, negative is worse. Each measured in the runtime that its Accuracy names."""
+    """This variant against `other_id` on the same samples (paired); negative is worse, whatever is measured.
+
+    Of a share (accuracy, roc_auc) this one's minus the other's, in fractions: 0.005 is half a point. Of an error (mse,
+    frechet) by how much it is smaller, as a share of the other's, (other - this) / other: -0.05 is an error that is 5%
+    larger. Each measured in the runtime that its Accuracy names.
+    """
 
     other_id: str
     value: float
@@ -76,27 +80,49 @@ class Difference(_Frozen):
     """Two-sided 95%."""
     bounds: tuple[float, float]
     """One-sided 95% each, below and above: what a floor is judged on."""
-    worst_class_drop: float
-    """The largest loss in any one class; negative if every class gained."""
+    relative: bool = False
+    """Is it a share of the other's error?"""
+    worst_class_drop: float | None = None
+    """The largest loss in any one class; negative if every class gained; None where there are no classes."""
 
 
 class Accuracy(_Frozen):
-    """Measured on the full test set in the runtime that will serve it (docs: benchmarks/PROTOCOL.md).
+    """How good the answers are: a share (accuracy, roc_auc) or an error (mse, frechet), by the model's family.
 
-    `interval` is the two-sided Jeffreys interval.
+    Measured on the full test set in the runtime that will serve it (docs: benchmarks/PROTOCOL.md). Its judge
+    (train_jobs/judges) says how the interval comes about: of an accuracy it is Jeffreys'.
     """
 
     metric: str = "accuracy"
+    higher_is_better: bool = True
+    """True of a share, which lies in 0..1; False of an error."""
     value: float
-    correct: int
+    correct: int | None = None
+    """Right answers; None where answers are not simply right or wrong."""
     total: int
+    """Samples."""
     interval: tuple[float, float]
+    """Two-sided."""
+    bounds: tuple[float, float] | None = None
+    """One-sided each, below and above: what an absolute floor is judged on. None in manifests from before there were
+    any; their counts tell."""
     confidence: float = 0.95
     dataset: str
     runtime: str
     to_parent: Difference | None = None
     to_root: Difference | None = None
     """Against the trained model at the top of the lineage: small losses add up unseen from parent to parent."""
+
+
+def decimals(value: float, *, higher_is_better: bool = True) -> str:
+    """Four decimals of a share; four digits of an error, which may be of any size."""
+    return f"{value:.4f}" if higher_is_better else f"{value:.4g}"
+
+
+def figure(metric: str, value: float, *, higher_is_better: bool) -> str:
+    """0.9105; "mse 0.3121" of anything but an accuracy."""
+    told = decimals(value, higher_is_better=higher_is_better)
+    return told if metric == "accuracy" else f"{metric} {told}"
 
 
 class Variant(_Frozen):

@@ -41,13 +41,15 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     from train_jobs import datasets, loop, recipes
-    from train_jobs.compression.compress import CompressConfig, build_variants, of_run
+    from train_jobs.compression.compress import build_variants
+    from train_jobs.compression.spec import default_spec
+    from train_jobs.compression.trained import of_run
 
     config = recipes.cnn_digits().model_copy(update={"epochs": 3})
     dataset = datasets.load("digits")
     model = loop.train(config, dataset).model
     store = ArtifactStore(tmp_path_factory.mktemp("store"))
-    passes = CompressConfig().without(["prune"])
+    passes = default_spec("cnn").without(["prune"])
     made = build_variants(store, of_run(model, config, dataset), dataset, passes)
     by_name = {v.name.rsplit("/", 1)[-1]: v for v in made}
     return Trained(store, by_name["fp32-torch"], by_name["fp32"], by_name["int8"], dataset.x_test)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cluster.errors import ConfigError
-from train_jobs.compression.compress import TrainedModel
+from train_jobs.compression.trained import TrainedModel
 from train_jobs.datasets import LabelledDataset
 from train_jobs.graph import read_graph, spec_of, way_to
 from train_jobs.references import Resolved, is_reference, resolve

@@ -1,72 +1,40 @@
-"""Graph -> stored, measured variant. Accuracy is that of the graph in each runtime that may serve it, on the full test
-set, and compared with its parent and with the trained model on the same samples."""
+"""Graph -> stored, measured variant. Its figures are those of the graph in each runtime that may serve it, on the full
+test set, and are compared with its parent and with the trained model on the same samples (train_jobs/judges)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
-from cluster import stats
 from cluster.artifacts import ANYTHING, ArtifactStore
 from cluster.errors import ArtifactError, InferenceFailed, InvalidRequest, RuntimeUnavailable
 from cluster.runtimes import RuntimeConfig, RuntimeName, load_runtime, runtimes_for
 from cluster.slo import AccuracyFloor
-from cluster.stats import Flags
-from cluster.variants import Accuracy, Difference, Variant
-from train_jobs.datasets import LabelledDataset
+from cluster.variants import Accuracy, Variant, decimals, figure
+from train_jobs.judges import Evidence, Judge
 
 _FLOOR = AccuracyFloor()
 """What a variant is told against when it is made; the SLO's own decides later."""
 
 
-def correct_flags(
-    store: ArtifactStore, variant: Variant, dataset: LabelledDataset, config: RuntimeConfig, *, batch_size: int = 250
-) -> Flags:
-    """For each test sample: is the variant right about it? Its one output holds a score per class."""
+def evidence_of(
+    store: ArtifactStore, variant: Variant, judge: Judge, config: RuntimeConfig, *, batch_size: int = 250
+) -> Evidence:
+    """What the judge keeps of the variant's answers in that runtime. Raises InvalidRequest as `Judge.read` does."""
     runtime = load_runtime(store, variant, config)
-    entry, output = variant.inputs[0].name, variant.outputs[0].name
     try:
-        labels = [
-            np.argmax(runtime.infer({entry: dataset.x_test[i : i + batch_size]})[output], axis=1)
-            for i in range(0, len(dataset.x_test), batch_size)
-        ]
+        return judge.read(runtime.infer(batch) for batch in judge.inputs(batch_size))
     finally:
         runtime.close()
-    return np.asarray(np.concatenate(labels) == dataset.y_test)
-
-
-def measured(
-    correct: Flags, dataset: LabelledDataset, *, runtime: str, parent: tuple[str, Flags] | None = None,
-    root: tuple[str, Flags] | None = None,
-) -> Accuracy:  # fmt: skip
-    """Counts -> Accuracy with its interval and, against a parent and a root (id, what it got right), the paired
-    differences."""
-    right, total = int(correct.sum()), len(correct)
-
-    def difference(other: tuple[str, Flags] | None) -> Difference | None:
-        if other is None:
-            return None
-        delta = stats.paired_delta(other[1], correct)
-        return Difference(
-            other_id=other[0], value=delta.value, interval=delta.interval, bounds=delta.bounds,
-            worst_class_drop=stats.worst_class_drop(dataset.y_test, other[1], correct),
-        )  # fmt: skip
-
-    return Accuracy(
-        value=right / total, correct=right, total=total, interval=stats.jeffreys(right, total), dataset=dataset.name,
-        runtime=runtime, to_parent=difference(parent), to_root=difference(root),
-    )  # fmt: skip
 
 
 class Bench:
-    """Stores variants of one model, the trained one first, and remembers what each got right."""
+    """Stores variants of one model, the trained one first, and remembers the evidence of each."""
 
-    def __init__(self, store: ArtifactStore, dataset: LabelledDataset, notify: Callable[[str], None]) -> None:
+    def __init__(self, store: ArtifactStore, judge: Judge, notify: Callable[[str], None]) -> None:
         self._store = store
-        self._dataset = dataset
+        self._judge = judge
         self._notify = notify
-        self._correct: dict[str, Flags] = {}
+        self._evidence: dict[str, Evidence] = {}
         self._root_id = ""
 
     def add(self, variant: Variant, files: dict[str, bytes], made_for: RuntimeName) -> Variant:
@@ -87,20 +55,27 @@ class Bench:
                 self._notify(f"{stored.name} does not run on {runtime} and is not planned there: {why}")
         stored = self._store.put(stored.model_copy(update={"accuracies": tuple(accuracies)}), files)
         self._store.set_ref(stored.name, stored.id, expected=ANYTHING)
-        first = accuracies[0]
-        others = "".join(f", {a.value:.4f} on {a.runtime}" for a in accuracies[1:])
-        verdict = f", {_FLOOR.verdict(first)}: {_FLOOR}" if first.to_root else ""
-        self._notify(
-            f"{stored.name}: {first.value:.4f} on {first.total} test samples ({first.runtime}{others}){verdict}, "
-            f"{stored.size_bytes:,} bytes"
-        )
+        self._notify(_told(stored, *accuracies))
         return stored
 
     def _measure(self, variant: Variant, runtime: RuntimeName) -> Accuracy:
-        correct = correct_flags(self._store, variant, self._dataset, RuntimeConfig(name=runtime))
-        self._correct.setdefault(variant.id, correct)  # the first runtime is the one that others are compared with
+        evidence = evidence_of(self._store, variant, self._judge, RuntimeConfig(name=runtime))
+        self._evidence.setdefault(variant.id, evidence)  # the first runtime is the one that others are compared with
         if variant.parent_id is None:
             self._root_id = self._root_id or variant.id
-            return measured(correct, self._dataset, runtime=runtime)
-        parent, root = ((id_, self._correct[id_]) for id_ in (variant.parent_id, self._root_id))
-        return measured(correct, self._dataset, runtime=runtime, parent=parent, root=root)
+            return self._judge.accuracy(evidence, runtime=runtime)
+        parent, root = ((id_, self._evidence[id_]) for id_ in (variant.parent_id, self._root_id))
+        return self._judge.accuracy(evidence, runtime=runtime, parent=parent, root=root)
+
+
+def _told(stored: Variant, first: Accuracy, *others: Accuracy) -> str:
+    """One line: the figure in every runtime, the verdict, the size."""
+    value = figure(first.metric, first.value, higher_is_better=first.higher_is_better)
+    elsewhere = "".join(
+        f", {decimals(each.value, higher_is_better=each.higher_is_better)} on {each.runtime}" for each in others
+    )
+    verdict = f", {_FLOOR.verdict(first)}: {_FLOOR.of(first)}" if first.to_root else ""
+    return (
+        f"{stored.name}: {value} on {first.total} test samples ({first.runtime}{elsewhere}){verdict}, "
+        f"{stored.size_bytes:,} bytes"
+    )

@@ -7,6 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -33,8 +34,9 @@ def example_of(spec: TensorSpec, rows: int = 2) -> torch.Tensor:
     return torch.zeros((rows, *spec.shape[1:]), dtype=getattr(torch, dtype.name))
 
 
-def to_onnx(model: nn.Module, inputs: TensorSpec = INPUT, output: str = "logits") -> bytes:
-    """The model as ONNX, opset 18, weights inside the file; the same model gives the same bytes wherever it is made.
+def to_onnx(model: nn.Module, inputs: TensorSpec = INPUT, outputs: Sequence[str] = ("logits",)) -> bytes:
+    """The model as ONNX, opset 18, its answers named `outputs`, weights inside the file; the same model gives the same
+    bytes wherever it is made.
 
     Raises InvalidRequest, with torch's words, if it is no graph of a free batch.
     """
@@ -45,7 +47,7 @@ def to_onnx(model: nn.Module, inputs: TensorSpec = INPUT, output: str = "logits"
         try:
             torch.onnx.export(
                 model.eval(), (example_of(inputs),), str(path), dynamo=True, opset_version=18, external_data=False,
-                verbose=False, input_names=[inputs.name], output_names=[output],
+                verbose=False, input_names=[inputs.name], output_names=list(outputs),
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             )  # fmt: skip
         except Exception as error:

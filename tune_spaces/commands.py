@@ -28,7 +28,7 @@ from tune_spaces.report import summary
 from tune_spaces.training import default_runs_dir, terminated
 
 if TYPE_CHECKING:
-    from train_jobs.compression.compress import TrainedModel
+    from train_jobs.compression.trained import TrainedModel
     from train_jobs.datasets import LabelledDataset
     from tune_spaces.stages import Stages
 
@@ -40,29 +40,47 @@ def _store(path: Path | None) -> ArtifactStore:
 
 
 def compress(
-    *, run: str | None, model: str | None, data: str | None, name: str | None, without: list[str],
-    runs_dir: Path | None, store: Path | None, as_json: bool,
+    *, run: str | None, model: str | None, data: str | None, name: str | None, spec: Path | None, variants: list[str],
+    without: list[str], runs_dir: Path | None, store: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Variants of a finished run, or of a model of the user's own."""
     from train_jobs import runs
-    from train_jobs.compression.compress import CompressConfig, build_variants, of_run
+    from train_jobs.compression.compress import build_variants
+    from train_jobs.compression.spec import check_passes, chosen, default_spec
+    from train_jobs.compression.trained import of_finished
 
-    passes = CompressConfig().without(without)
+    wanted = chosen(spec, variants)
+    check_passes(without)
     console = Console(stderr=as_json, soft_wrap=True)
     if run is not None and (model or data):
         raise ConfigError(f"run={run!r} and --model/--data both say what to compress; pass one of them")
     if run is not None:
         trained = runs.load(run, runs_dir or default_runs_dir())
         dataset: Any = trained.config.task.load(trained.config.dataset, notify=console.print)
-        source = of_run(trained.model, trained.config, dataset)
+        source = of_finished(trained, dataset, runs_dir=runs_dir or default_runs_dir())
     else:
         source, dataset = _own(model, data, name, console)
-    variants = build_variants(_store(store), source, dataset, passes, notify=console.print)
+    passes = (wanted or default_spec(source.family)).without(without)
+    made = build_variants(_store(store), source, dataset, passes, notify=console.print)
     if as_json:
-        print(json.dumps([v.model_dump(mode="json") for v in variants], indent=2))
+        print(json.dumps([v.model_dump(mode="json") for v in made], indent=2))
     else:
-        console.print(summary.table("Variants", summary.VARIANT_HEADERS, summary.variant_rows(variants)))
+        console.print(summary.table("Variants", summary.VARIANT_HEADERS, summary.variant_rows(made)))
         console.print(f"next: sluice tune {source.name}")
+
+
+def passes(*, as_json: bool) -> None:
+    """What a spec may name."""
+    from train_jobs.compression.spec import KINDS
+
+    if as_json:
+        print(json.dumps({k.name: {"does": k.does, **k.config.model_json_schema()} for k in KINDS.values()}, indent=2))
+        return
+    rows = [
+        (kind.name, kind.stage, kind.does, ", ".join(kind.config.model_fields) or "none") for kind in KINDS.values()
+    ]
+    title, headers = "Passes: those on the module come first", ("pass", "on the", "does", "settings")
+    _console.print(summary.table(title, headers, rows))
 
 
 def _own(

@@ -46,7 +46,8 @@ def train_and_compress(
 ) -> tuple[list[Variant], LabelledDataset]:
     """Train the recipe data parallel on a local cluster, then make and measure its variants."""
     from train_jobs import datasets, recipes
-    from train_jobs.compression.compress import build_variants, of_run
+    from train_jobs.compression.compress import build_variants
+    from train_jobs.compression.trained import of_finished
 
     config = recipes.recipe(recipe_name)
     dataset = datasets.load(config.dataset, notify=stages.notice)
@@ -59,7 +60,7 @@ def train_and_compress(
     with stages.stage("compress: int8, bf16, pruned; each measured on the full test set in every runtime"):
         variants = made_once(
             folder, store, {"run": run_name, "recipe": config.recipe, "dataset": dataset.name},
-            lambda: build_variants(store, of_run(result.model, config, dataset), dataset, notify=stages.say), stages,
+            lambda: build_variants(store, of_finished(result, dataset), dataset, notify=stages.say), stages,
         )  # fmt: skip
     return variants, dataset
 

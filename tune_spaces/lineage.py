@@ -53,7 +53,9 @@ def show(*, name: str | None, store: Path | None, as_json: bool) -> None:
     for root in () if as_json else roots:
         console.print(_branch(root, names, None))
     if roots and not as_json:
-        _console.print(Text(f"floor: {_FLOOR}"))
+        figures = [accuracy for root in roots for variant in _all(root) for accuracy in variant.accuracies]
+        told = dict.fromkeys(_FLOOR.of(accuracy) for accuracy in figures)
+        _console.print(Text(f"floor: {'; '.join(told) or _FLOOR}"))
 
 
 def promote(

@@ -1,7 +1,8 @@
 """Outcomes -> those that no other beats: the choices worth discussing. Pure.
 
 One outcome beats another if it is as good in every respect and better in one: SLO rate, p99 at the reference load,
-accuracy, CPU time per answer (Miettinen, "Nonlinear Multiobjective Optimization", 1999, definition 2.2.1).
+quality (more accuracy, less error), CPU time per answer (Miettinen, "Nonlinear Multiobjective Optimization", 1999,
+definition 2.2.1).
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ Goodness = tuple[float, float, float, float]
 
 
 def goodness(outcome: Outcome) -> Goodness:
-    """(SLO rate, -p99, accuracy, -cost): larger is better in each; what was not measured is the worst there is."""
+    """(SLO rate, -p99, quality, -cost): larger is better in each; what was not measured is the worst there is."""
     rate, cost = outcome.slo_rate_rps, outcome.core_s_per_million
     return (
         -math.inf if rate is None else rate,
         -outcome.latency_p99_s,
-        outcome.accuracy,
+        outcome.quality,
         -math.inf if cost is None else -cost,
     )
 

@@ -16,7 +16,7 @@ from cluster.plans import Configuration
 from cluster.profiles import Curve
 from cluster.runtimes import RuntimeConfig, RuntimeName
 from cluster.slo import Slo
-from cluster.variants import Precision, Variant
+from cluster.variants import Precision, Variant, decimals
 
 if TYPE_CHECKING:
     import optuna
@@ -109,7 +109,8 @@ def candidates(
             runtime: RuntimeName = accuracy.runtime  # type: ignore[assignment]
             what, verdict = f"{variant.name} on {runtime}", slo.accuracy.verdict(accuracy)
             if verdict != "holds":
-                left_out.append((what, f"accuracy {accuracy.value:.4f}: {verdict} ({slo.accuracy})"))
+                value = decimals(accuracy.value, higher_is_better=accuracy.higher_is_better)
+                left_out.append((what, f"{accuracy.metric} {value}: {verdict} ({slo.accuracy.of(accuracy)})"))
             elif not pays(runtime, variant.precision):
                 left_out.append((what, f"{runtime} gains nothing from {variant.precision} on this machine"))
             else:

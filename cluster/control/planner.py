@@ -61,7 +61,7 @@ def ranked(outcomes: Sequence[Outcome], slo: Slo) -> list[Outcome]:
         first = min(
             as_good,
             key=lambda o: (
-                round(o.latency_p99_s, 4), -o.accuracy, o.configuration.max_batch_size, -score(o, slo),
+                round(o.latency_p99_s, 4), -o.quality, o.configuration.max_batch_size, -score(o, slo),
                 o.configuration.key,
             ),
         )  # fmt: skip
@@ -91,7 +91,7 @@ def choose(study: Study, *, store: Path, predicted: dict[str, Any] | None = None
             "max_rate_rps": best.max_rate_rps,
             "latency_p50_s": best.latency_p50_s,
             "latency_p99_s": best.latency_p99_s,
-            "accuracy": best.accuracy,
+            best.metric: best.accuracy,
             "core_s_per_million": best.core_s_per_million,
             "memory_bytes": best.memory_bytes,
             "trials": best.trials,

@@ -7,11 +7,11 @@ another executor. A Runtime is used by one thread at a time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 Tensors = Mapping[str, NDArray[np.generic]]
 RuntimeName = Literal["torch", "onnxruntime", "openvino"]
@@ -31,6 +31,12 @@ class RuntimeConfig(BaseModel):
     """Parts of one batch that are computed side by side, each with `threads` of its own: scales where a small model
     leaves an operator too little work for its threads."""
 
+    pin: bool = False
+    """The threads beside the calling one stay on a core each, of those that the process may use: steadier where it has
+    them to itself, a loss where several replicas choose the same ones."""
+    arena: bool = True
+    """ONNX Runtime keeps the memory of the largest batch for the next one; false: it is given back each time."""
+
     @model_validator(mode="after")
     def _able(self) -> RuntimeConfig:
         if self.inter_op_threads > 1 and self.name != "onnxruntime":
@@ -38,7 +44,21 @@ class RuntimeConfig(BaseModel):
                 f"inter_op_threads={self.inter_op_threads}: {self.name} runs operators one after another; "
                 "use streams, or runtime onnxruntime"
             )
+        if self.pin and self.name == "torch":
+            raise ValueError("pin=true: torch does not place its threads; use runtime onnxruntime or openvino")
+        if self.pin and self.streams > 1:
+            raise ValueError(f"pin=true: the threads of streams={self.streams} would share cores; use one stream")
+        if not self.arena and self.name != "onnxruntime":
+            raise ValueError(f"arena=false is for runtime onnxruntime, and {self.name} has no such switch; unset it")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Switches that came later are written only where they are set: plans, profiles and studies from before them
+        keep their keys."""
+        written: dict[str, Any] = handler(self)
+        off = {"pin": False, "arena": True}
+        return {name: value for name, value in written.items() if name not in off or value != off[name]}
 
     @property
     def cores(self) -> int:
@@ -48,7 +68,12 @@ class RuntimeConfig(BaseModel):
     def __str__(self) -> str:
         """openvino, or openvino 2x4: two streams of four threads; the usual one thread is not said."""
         shape = f" {self.streams}x{self.threads}" if (self.streams, self.threads) != (1, 1) else ""
-        return f"{self.name}{shape}" + (f" inter-op {self.inter_op_threads}" if self.inter_op_threads > 1 else "")
+        return f"{self.name}{shape}" + "".join(
+            told for told, on in (
+                (f" inter-op {self.inter_op_threads}", self.inter_op_threads > 1), (" pinned", self.pin),
+                (" no arena", not self.arena),
+            ) if on
+        )  # fmt: skip
 
 
 class Runtime(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,13 @@ except ImportError as error:
     raise RuntimeUnavailable(f"onnxruntime cannot be imported ({error}); pip install onnxruntime") from error
 
 
+def affinities(threads: int) -> str:
+    """A core for each thread but the calling one, counted from 1, as ONNX Runtime has it; of the process' own cores,
+    over and over if they are too few."""
+    cores = sorted(os.sched_getaffinity(0))
+    return ";".join(str(cores[number % len(cores)] + 1) for number in range(1, threads))
+
+
 class OnnxRuntime:
     """One InferenceSession; `infer` releases the GIL while the graph runs."""
 
@@ -30,6 +39,9 @@ class OnnxRuntime:
         options.inter_op_num_threads = config.inter_op_threads
         if config.inter_op_threads > 1:
             options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+        options.enable_cpu_mem_arena = config.arena
+        if config.pin and config.threads > 1:
+            options.add_session_config_entry("session.intra_op_thread_affinities", affinities(config.threads))
         options.log_severity_level = 3
         # Spinning threads win a little latency on an idle machine and starve everything else on a shared one.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

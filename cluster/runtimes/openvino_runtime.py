@@ -51,8 +51,8 @@ class OpenVinoRuntime:
             hint.inference_precision(): _COMPUTE[variant.precision],
             properties.inference_num_threads(): config.threads,
             properties.num_streams(): 1,
-            # Which cores are ours is decided outside, by affinity; replicas that pin themselves would share one.
-            hint.enable_cpu_pinning(): False,
+            # Which cores are ours is decided outside, by affinity; replicas that pin themselves may share one.
+            hint.enable_cpu_pinning(): config.pin,
         }
         try:
             core = ov.Core()

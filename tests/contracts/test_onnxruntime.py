@@ -9,10 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from cluster.artifacts import ArtifactStore
 from cluster.runtimes import Runtime, load_runtime
-from cluster.runtimes.onnxruntime_runtime import OnnxRuntime
+from cluster.runtimes.onnxruntime_runtime import OnnxRuntime, affinities
 from cluster.variants import Variant
 from tests.contracts.onnx_graphs import OnnxContract
 from tests.contracts.runtime_contract import eager, lanes_of, model, pictures
@@ -44,6 +45,20 @@ class TestOnnxRuntime(OnnxContract):
             assert (options.inter_op_num_threads, options.execution_mode) == (inter_op_threads, mode)
             for kind in ("intra", "inter"):
                 assert options.get_session_config_entry(f"session.{kind}_op.allow_spinning") == "0"
+        runtime.close()
+
+    def test_pinned_threads_and_no_arena_answer_the_same(
+        self, store: ArtifactStore, variant: Variant, pictures: NDArray[np.uint8], eager: NDArray[np.float32]
+    ) -> None:
+        if self.streams > 1:
+            with pytest.raises(ValidationError, match="would share cores"):
+                self.config(threads=2, pin=True)
+            return
+        runtime = load_runtime(store, variant, self.config(threads=2, pin=True, arena=False))
+        np.testing.assert_allclose(runtime.infer({"image": pictures})["logits"], eager, atol=1e-4)
+        for options in self.options(runtime):
+            assert not options.enable_cpu_mem_arena
+            assert options.get_session_config_entry("session.intra_op_thread_affinities") == affinities(2)
         runtime.close()
 
     def test_the_operating_system_counts_the_same_threads(self, store: ArtifactStore, variant: Variant) -> None:

@@ -194,8 +194,7 @@ class Adversarial:
     def findings(self, model: nn.Module) -> Findings:
         """As many pictures as the test part has, beside what real ones and noise would get."""
         test = self.parts.test.x
-        latents = noise((len(test), self._latent), self._seed, 0, _TESTED)
-        made = torch.cat([self._drawn(model, z, test.device) for z in torch.split(latents, 512)]) * 255.0
+        made = torch.cat([self._drawn(model, z, test.device) for z in torch.split(self.tested(), 512)]) * 255.0
         drawn = noise(tuple(test.shape), self._seed, 1, _TESTED).to(test.device)
         grey = torch.special.ndtr(drawn) * 255.0  # every grey equally often
         real = self._all(test.to(made.dtype))
@@ -218,6 +217,20 @@ class Adversarial:
             f"frequent classes of {len(self._labels)}",
         )
         return Findings(figures, notes, {"samples": made[:_SHOWN].round().to(torch.uint8)})
+
+    def tested(self) -> Tensor:
+        """The latents (N, Z) whose pictures are judged: as many as the test part has, the same ones every time."""
+        return noise((len(self.parts.test), self._latent), self._seed, 0, _TESTED)
+
+    @torch.no_grad()
+    def features(self, pictures: Tensor) -> Tensor:
+        """What pictures (N, C, H, W) in 0..1 are compared by, (N, D)."""
+        return torch.cat([self._features(piece * 255.0) for piece in torch.split(pictures, 512)])
+
+    @torch.no_grad()
+    def real_moments(self) -> Tensor:
+        """`frechet.moments` of the features of the test part's pictures."""
+        return self._all(self.parts.test.x.to(torch.float32))
 
     def _drawn(self, model: nn.Module, latents: Tensor, device: torch.device) -> Tensor:
         """Pictures in 0..1."""

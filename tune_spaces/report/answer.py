@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cluster.load import CPU_LIMIT
 from cluster.stats import Verdict
 from cluster.studies import Outcome
+from cluster.variants import figure
 from tune_spaces.measure import Comparison, bound_label
 from tune_spaces.report.before_after import before_after, is_a_floor
 from tune_spaces.report.report import Report
@@ -67,8 +68,9 @@ def _latency(report: Report) -> Check:
 
 def _accuracy(report: Report) -> Check:
     measured = report.served.accuracy_in(report.plan.runtime.name)
-    told = accuracy_text(measured)
-    return Check(f"accuracy {report.slo.accuracy}", told, report.slo.accuracy.verdict(measured))
+    metric = "accuracy" if measured is None else measured.metric
+    promise = f"{metric} {report.slo.accuracy.of(measured)}"
+    return Check(promise, accuracy_text(measured), report.slo.accuracy.verdict(measured))
 
 
 def _memory(report: Report) -> list[Check]:
@@ -101,7 +103,8 @@ def _sentence(report: Report, verdict: Verdict) -> str:
         parts.append(f"answers {rate(slo_rate, at_least=at_least)} with p99 within {bound}{_gain(report)}")
     accuracy = report.served.accuracy_in(plan.runtime.name)
     if accuracy is not None:
-        parts.append(f"{'is right' if accuracy.metric == 'accuracy' else accuracy.metric} in {accuracy.value:.2%}")
+        named = figure(accuracy.metric, accuracy.value, higher_is_better=accuracy.higher_is_better)
+        parts.append(f"is right in {accuracy.value:.2%}" if accuracy.metric == "accuracy" else f"has {named}")
     told = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) or "was not measured"
     return f"{opening}: {plan.variant_name} on {plan.runtime}, in batches of up to {plan.max_batch_size}, {told}."
 

@@ -145,16 +145,18 @@ def _study_slo_line(report: Report, old: Outcome | None, new: Outcome | None) ->
 def _of_variants(report: Report) -> list[Line]:
     """What holds of the graphs themselves."""
     new, runtime = report.served, report.plan.runtime.name
+    measured = new.accuracy_in(runtime)
+    what = f"{'accuracy' if measured is None else measured.metric} [95% interval]"
     old, old_runtime = report.trained, None
     if report.comparison is None and report.baseline is not None:
         served = report.baseline.configuration
         old = next(v for v in report.variants if v.id == served.variant_id)
         old_runtime = served.runtime.name
     elif report.comparison is None:
-        return [Line("accuracy", "accuracy [95% interval]", "not measured", accuracy_text(new.accuracy_in(runtime)))]
+        return [Line("accuracy", what, "not measured", accuracy_text(measured))]
     before = old.accuracy if old_runtime is None else old.accuracy_in(old_runtime)
     return [
-        Line("accuracy", "accuracy [95% interval]", accuracy_text(before), accuracy_text(new.accuracy_in(runtime))),
+        Line("accuracy", what, accuracy_text(before), accuracy_text(measured)),
         Line("size", "size of the graph with its weights", kib(old), kib(new),
              ratio(new.model_file.size_bytes, old.model_file.size_bytes)),
     ]  # fmt: skip

@@ -18,7 +18,8 @@ Span = tuple[float, float]
 
 def lineage_section(report: Report) -> Section:
     roots = "".join(_node(report, node, _span(report)) for node in tree(report.variants))
-    floor = report.slo.accuracy.max_drop
+    known = report.trained.accuracy
+    floor = None if known is None else report.slo.accuracy.allowed(known)
     strip = "" if floor is None else (
         " In each strip the grey line is the trained model, the dashed one the floor; the bar is the 95% interval of "
         "the difference on the same pictures."
@@ -29,18 +30,25 @@ def lineage_section(report: Report) -> Section:
         else ""
     )
     inside = (
-        "<p>Accuracy is of the full test set, in the runtime that serves it. "
-        f"The floor: {escape(str(report.slo.accuracy))}."
+        f"<p>{_opening(known)} The floor: {escape(report.slo.accuracy.of(known))}."
         f'{strip}</p><ul class="tree">{roots}</ul>{left}'
     )
     return Section("lineage", "Accuracy", "What did compression cost in accuracy?", inside)
 
 
+def _opening(known: Accuracy | None) -> str:
+    if known is None or known.metric == "accuracy":
+        return "Accuracy is of the full test set, in the runtime that serves it."
+    differs = "" if known.higher_is_better else " A difference is a share of the trained model's error; minus is worse."
+    return f"The figure is {escape(known.metric)} of the full test set, in the runtime that serves it.{differs}"
+
+
 def _span(report: Report) -> Span:
     """One scale for all strips."""
-    ends = [0.0, -(report.slo.accuracy.max_drop or 0.0)]
+    ends = [0.0]
     for variant in report.variants:
         for accuracy in variant.accuracies:
+            ends.append(-(report.slo.accuracy.allowed(accuracy) or 0.0))
             ends += accuracy.to_root.interval if accuracy.to_root else ()
     margin = 0.06 * (max(ends) - min(ends)) or 0.001
     return min(ends) - margin, max(ends) + margin
@@ -71,7 +79,7 @@ def _steps(passes: Sequence[Pass]) -> str:
 
 
 def _run(report: Report, accuracy: Accuracy, verdict: Verdict, span: Span) -> str:
-    chosen = report.slo.accuracy.max_drop
+    chosen = report.slo.accuracy.allowed(accuracy)
     strip = "" if accuracy.to_root is None else _strip(accuracy.to_root.value, accuracy.to_root.interval, chosen, span)
     return (
         f'<div class="runs"><span>{escape(accuracy.runtime)}</span><span>{escape(accuracy_text(accuracy))}</span>'

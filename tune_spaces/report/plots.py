@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from cluster.profiles import Curve
 from cluster.studies import Outcome
+from cluster.variants import decimals
 from tune_spaces.pareto import front, pareto
 from tune_spaces.report.report import Report
 from tune_spaces.report.style import FONT, series
@@ -186,7 +187,8 @@ def _told(o: Outcome, unbeaten: bool) -> str:
     return hover(
         c.variant_name, f"{c.runtime}, max_batch_size {c.max_batch_size}", f"queue {c.max_queued_requests}{replicas}",
         f"SLO rate {rate(o.slo_rate_rps)}{scatter}", f"max rate {rate(o.max_rate_rps)}",
-        f"p50 {ms(o.latency_p50_s)}, p99 {ms(o.latency_p99_s)}", f"accuracy {o.accuracy:.4f}",
+        f"p50 {ms(o.latency_p50_s)}, p99 {ms(o.latency_p99_s)}",
+        f"{o.metric} {decimals(o.accuracy, higher_is_better=o.higher_is_better)}",
         f"{cost(o.core_s_per_million)} per million answers", f"memory {mib(o.memory_bytes)}",
         f"{o.trials} trial{'s' if o.trials > 1 else ''}{', unbeaten' if unbeaten else ''}",
     )  # fmt: skip

@@ -14,7 +14,7 @@ from cluster.studies import Outcome, Study, Trial
 from tune_spaces.pareto import pareto
 from tune_spaces.report.before_after import is_a_floor
 from tune_spaces.report.report import Report
-from tune_spaces.report.words import cost, count, duration, mib, ms, rate, short_names
+from tune_spaces.report.words import cost, count, duration, mib, ms, outcome_text, rate, short_names
 
 OUTCOME_HEADERS = ("configuration", "SLO rate", "max rate", "p50", "p99", "accuracy", "CPU per million", "memory",
                    "trials", "")  # fmt: skip
@@ -61,7 +61,7 @@ def outcome_rows(report: Report) -> list[tuple[str, ...]]:
     return [
         (
             _said(o.configuration, names), rate(o.slo_rate_rps, at_least=is_a_floor(report, o)), rate(o.max_rate_rps),
-            ms(o.latency_p50_s), ms(o.latency_p99_s), f"{o.accuracy:.4f}", cost(o.core_s_per_million),
+            ms(o.latency_p50_s), ms(o.latency_p99_s), outcome_text(o), cost(o.core_s_per_million),
             mib(o.memory_bytes), str(o.trials), role(o),
         )
         for o in sorted(outcomes, key=lambda o: (-(o.slo_rate_rps or 0.0), -o.max_rate_rps))

@@ -6,23 +6,33 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from cluster.stats import Verdict
-from cluster.variants import Accuracy, Difference, Variant
+from cluster.studies import Outcome
+from cluster.variants import Accuracy, Difference, Variant, decimals, figure
 
 VERDICTS: Mapping[Verdict, str] = {"holds": "holds", "fails": "fails", "unclear": "can't tell"}
 
 
 def accuracy_text(accuracy: Accuracy | None) -> str:
-    """0.9105 [0.9048, 0.9160]"""
+    """0.9105 [0.9048, 0.9160]; mse 0.3121 [0.298, 0.3263] of anything but an accuracy."""
     if accuracy is None:
         return "not measured"
-    return f"{accuracy.value:.4f} [{accuracy.interval[0]:.4f}, {accuracy.interval[1]:.4f}]"
+    named = figure(accuracy.metric, accuracy.value, higher_is_better=accuracy.higher_is_better)
+    low, high = (decimals(end, higher_is_better=accuracy.higher_is_better) for end in accuracy.interval)
+    return f"{named} [{low}, {high}]"
 
 
 def difference_text(difference: Difference | None) -> str:
-    """+0.0002 [-0.0012, +0.0016]; "" for what is compared with nothing."""
+    """+0.0002 [-0.0012, +0.0016]; -1.20% [-2.31%, -0.11%] of an error; "" for what is compared with nothing."""
     if difference is None:
         return ""
-    return f"{difference.value:+.4f} [{difference.interval[0]:+.4f}, {difference.interval[1]:+.4f}]"
+    form = "{:+.2%}" if difference.relative else "{:+.4f}"
+    value, low, high = map(form.format, (difference.value, *difference.interval))
+    return f"{value} [{low}, {high}]"
+
+
+def outcome_text(outcome: Outcome) -> str:
+    """0.9105; mse 0.3121"""
+    return figure(outcome.metric, outcome.accuracy, higher_is_better=outcome.higher_is_better)
 
 
 def ratio(after: float | None, before: float | None) -> str:

@@ -53,7 +53,7 @@ def test_commands_that_change_a_cluster_have_a_dry_run(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["recipes", "train", "jobs list", "compress",
+    "command", ["recipes", "train", "jobs list", "passes", "compress",
                 "profile", "tune", "report", "load", "status", "hardware", "demo",
                 "variants list", "variants gc"],
 )  # fmt: skip
@@ -81,6 +81,8 @@ def test_commands_that_print_a_table_have_json(command: str) -> None:
         (["tune", "a", "--slo", "/does/not/exist.yaml"], "/does/not/exist.yaml"),
         (["compress"], "--model"),
         (["compress", "a", "--without", "magic"], "magic"),
+        (["compress", "a", "--variant", "x=magic"], "'magic' is no pass"),
+        (["compress", "a", "--spec", "/does/not/exist.yaml"], "/does/not/exist.yaml"),
         (["compress", "--model", "no_such_module:f", "--data", "digits"], "no_such_module"),
         (["report", "/does/not/exist"], "/does/not/exist"),
         (["serve"], "plan.json"),

@@ -19,8 +19,9 @@ from cluster.variants import Accuracy, Difference
 GIB = 1 << 30
 amounts = st.floats(1e-3, 1e6)
 floors = st.builds(
-    AccuracyFloor, max_drop=st.none() | st.floats(0, 0.999), minimum=st.none() | st.floats(0.001, 0.999)
-)
+    AccuracyFloor, max_drop=st.none() | st.floats(0, 0.999), minimum=st.none() | st.floats(0.001, 0.999),
+    max_increase=st.none() | st.floats(0, 1), maximum=st.none() | st.floats(0.001, 1e6),
+)  # fmt: skip
 budgets = st.builds(Budget, cores=st.none() | st.integers(1, 512), memory_mib=st.none() | st.integers(1, 1 << 20))
 slos = st.builds(
     Slo, model_name=st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,20}", fullmatch=True), accuracy=floors,
@@ -51,7 +52,8 @@ def accuracy(correct: int, total: int, to_root: tuple[float, float] | None = Non
 
 def test_every_default(tmp_path: Path) -> None:
     expected = {
-        "schema_version": 1, "model_name": "classifier", "accuracy": {"max_drop": 0.005, "minimum": None},
+        "schema_version": 1, "model_name": "classifier",
+        "accuracy": {"max_drop": 0.005, "minimum": None, "max_increase": 0.05, "maximum": None},
         "latency_p99_ms": 50.0, "rate_rps": None, "trace": None, "budget": {"cores": None, "memory_mib": None},
         "objective": "max_rate",
     }  # fmt: skip
@@ -96,12 +98,15 @@ def test_a_trip_through_yaml_and_json_changes_nothing(slo: Slo, tmp_path_factory
         ("accuracy: {max_drop: -0.1}", "accuracy.max_drop=-0.1: Input should be greater than or equal to 0"),
         ("accuracy: {max_drop: 1}", "accuracy.max_drop=1: Input should be less than 1"),
         ("accuracy: {minimum: 91}", "accuracy.minimum=91: Input should be less than 1"),
+        ("accuracy: {max_increase: 5}", "accuracy.max_increase=5: Input should be less than or equal to 1"),
+        ("accuracy: {max_increase: no}", "accuracy.max_increase=False: is on or off"),
+        ("accuracy: {maximum: 0}", "accuracy.maximum=0: Input should be greater than 0"),
         ("accuracy: 0.91", "accuracy=0.91: Input should be"),
         ("budget: {cores: 0}", "budget.cores=0: Input should be greater than or equal to 1"),
         ("budget: {cores: 1.5}", "budget.cores=1.5: Input should be a valid integer"),
         ("budget: {memory_mib: 0}", "budget.memory_mib=0"),
         ("budget: {gpus: 1}", "budget.gpus is no field of an SLO; the fields in budget are cores, memory_mib"),
-        ("accuracy: {drop: 1}", "accuracy.drop is no field of an SLO; the fields in accuracy are max_drop, minimum"),
+        ("accuracy: {drop: 1}", "accuracy.drop is no field of an SLO; the fields in accuracy are max_drop, minimum, "),
         ("latency_ms: 5", "latency_ms is no field of an SLO; the fields are schema_version, model_name, accuracy,"),
         ("objective: cheap", "objective='cheap': Input should be 'max_rate', 'min_latency' or 'min_cost'"),
         ("model_name: a/b", "model_name='a/b': String should match"),
@@ -136,9 +141,11 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path) -> None:
 
 
 def test_left_out_the_floor_is_half_a_point_below_the_trained_model() -> None:
-    assert AccuracyFloor() == AccuracyFloor(max_drop=0.005)
+    assert AccuracyFloor() == AccuracyFloor(max_drop=0.005, max_increase=0.05)
     assert AccuracyFloor.model_validate({"max_drop": None, "minimum": None}).max_drop == 0.005
     assert AccuracyFloor(minimum=0.9).max_drop is None, "who names another floor means that one"
+    assert AccuracyFloor(minimum=0.9).max_increase == 0.05
+    assert AccuracyFloor(maximum=0.4) == AccuracyFloor(max_drop=0.005, max_increase=None, maximum=0.4)
 
 
 @pytest.mark.parametrize(
@@ -185,10 +192,82 @@ def test_of_two_floors_the_worse_verdict_counts(
         ({"max_drop": 0.0025}, "at most 0.25 points below the trained model"),
         ({"minimum": 0.9125}, "at least 91.25%"),
         ({"max_drop": 0, "minimum": 0.9}, "at most 0 points below the trained model and at least 90%"),
+        ({"max_increase": 0.05}, "at most 0.5 points below the trained model"),
+        (
+            {"max_increase": 0.1, "maximum": 0.4},
+            "at most 0.5 points below the trained model; where an error is measured, at most 10% above the trained "
+            "model's error and an error of at most 0.4",
+        ),
+        (
+            {"minimum": 0.9, "maximum": 12},
+            "at least 90%; where an error is measured, an error of at most 12",
+        ),
     ],
 )
 def test_a_floor_says_its_own_number(floor: dict[str, float], said: str) -> None:
     assert str(AccuracyFloor.model_validate(floor)) == said
+
+
+def error(value: float, to_root: tuple[float, float] | None = None, *, bounded: bool = True) -> Accuracy:
+    """A mean squared error, known to a tenth of itself; `to_root`: the bounds of its improvement."""
+    difference = to_root and Difference(
+        other_id="0" * 16, value=sum(to_root) / 2, interval=to_root, bounds=to_root, relative=True
+    )
+    return Accuracy(
+        metric="mse", higher_is_better=False, value=value, total=100, interval=(0.88 * value, 1.12 * value),
+        bounds=(0.9 * value, 1.1 * value) if bounded else None, dataset="etth1", runtime="onnxruntime",
+        to_root=difference,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("floor", "measured", "verdict"),
+    [
+        ({}, error(0.4, (-0.05, 0.01)), "holds"),
+        ({}, error(0.4, (-0.06, -0.01)), "unclear"),
+        ({}, error(0.4, (-0.09, -0.06)), "fails"),
+        ({}, error(0.4), "holds"),  # the trained model, however bad
+        ({"max_drop": 0.0, "minimum": 0.99}, error(0.4, (-0.04, 0.01)), "holds"),  # of shares
+        ({"max_increase": 0.1}, error(0.4, (-0.09, -0.06)), "holds"),
+        ({"maximum": 0.45}, error(0.4, (-9.0, -8.0)), "holds"),
+        ({"maximum": 0.42}, error(0.4), "unclear"),
+        ({"maximum": 0.35}, error(0.4), "fails"),
+        ({"maximum": 0.45}, error(0.4, bounded=False), "unclear"),
+        ({"maximum": 0.45, "max_increase": 0.05}, error(0.4, (-0.09, -0.06)), "fails"),
+        ({"maximum": 0.35, "max_increase": 0.05}, error(0.4, (-0.06, -0.01)), "fails"),
+        ({"maximum": 0.1}, accuracy(9000, 10_000, (-0.004, 0.001)), "holds"),  # of errors
+    ],
+)
+def test_the_verdict_on_an_error(floor: dict[str, float], measured: Accuracy, verdict: str) -> None:
+    assert AccuracyFloor.model_validate(floor).verdict(measured) == verdict
+
+
+@pytest.mark.parametrize(
+    ("bounds", "verdict"), [((0.91, 0.95), "holds"), ((0.89, 0.95), "unclear"), ((0.8, 0.89), "fails")]
+)
+def test_a_share_that_counts_nothing_is_judged_on_its_bounds(bounds: tuple[float, float], verdict: str) -> None:
+    area = Accuracy(
+        metric="roc_auc", value=sum(bounds) / 2, total=100, interval=bounds, bounds=bounds, dataset="d", runtime="torch"
+    )
+    assert AccuracyFloor(minimum=0.9).verdict(area) == verdict
+    assert AccuracyFloor(minimum=0.9).verdict(area.model_copy(update={"bounds": None})) == "unclear"
+
+
+@given(right=st.integers(0, 300), wrong=st.integers(1, 300), minimum=st.floats(0.01, 0.99))
+def test_bounds_of_a_count_decide_as_the_count_does(right: int, wrong: int, minimum: float) -> None:
+    counted = accuracy(right, right + wrong)
+    bounds = stats.lower_bound(right, right + wrong), stats.upper_bound(right, right + wrong)
+    floor = AccuracyFloor(minimum=minimum)
+    assert floor.verdict(counted) == floor.verdict(counted.model_copy(update={"bounds": bounds}))
+
+
+def test_a_floor_says_what_it_asks_of_a_figure() -> None:
+    floor = AccuracyFloor(max_increase=0.1, maximum=0.4)
+    assert floor.of(accuracy(9, 10)) == "at most 0.5 points below the trained model"
+    assert floor.of(error(0.3)) == "at most 10% above the trained model's error and an error of at most 0.4"
+    assert floor.of(None) == str(floor)
+    assert (floor.allowed(accuracy(9, 10)), floor.allowed(error(0.3))) == (0.005, 0.1)
+    assert AccuracyFloor(maximum=0.4).allowed(error(0.3)) is None
 
 
 # Traces
@@ -268,6 +347,29 @@ def test_what_may_be_possible_is_not(fields: dict[str, Any]) -> None:
     slo = Slo.model_validate(fields)
     slo.refuse_impossible(cores=4, memory_bytes=8 * GIB, root=accuracy(9000, 10_000))
     slo.refuse_impossible(cores=4, memory_bytes=8 * GIB, root=None)
+
+
+@pytest.mark.parametrize(
+    ("floor", "root", "said"),
+    [
+        ({"minimum": 0.9}, error(0.4), r"accuracy\.minimum=0\.9 bounds a share, .* by mse, .*set accuracy\.maximum"),
+        ({"maximum": 0.4}, accuracy(9, 10), r"accuracy\.maximum=0\.4 bounds an error, .* accuracy, .*\.minimum in"),
+        ({"maximum": 0.3}, error(0.4), r"accuracy\.maximum=0\.3 is below .* \(mse 0\.4, 95% interval 0\.352 to 0\.448"),
+    ],
+)
+def test_a_floor_of_another_kind_or_that_the_trained_model_misses_is_refused(
+    floor: dict[str, float], root: Accuracy, said: str
+) -> None:
+    slo = Slo.model_validate({"accuracy": floor})
+    with pytest.raises(ConfigError, match=said):
+        slo.refuse_impossible(cores=4, memory_bytes=8 * GIB, root=root)
+    slo.refuse_impossible(cores=4, memory_bytes=8 * GIB, root=None)
+
+
+def test_a_maximum_that_the_trained_model_may_keep_is_not() -> None:
+    for maximum in (0.38, 0.42, 1.0):
+        slo = Slo(accuracy=AccuracyFloor(maximum=maximum))
+        slo.refuse_impossible(cores=4, memory_bytes=8 * GIB, root=error(0.4))
 
 
 def test_a_trace_that_asks_for_nothing_is_refused(tmp_path: Path) -> None:

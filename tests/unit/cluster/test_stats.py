@@ -13,6 +13,8 @@ from scipy.integrate import quad
 from cluster.stats import (
     jeffreys,
     judge_absolute,
+    judge_least,
+    judge_most,
     judge_relative,
     lower_bound,
     paired_delta,
@@ -238,6 +240,15 @@ def test_the_absolute_verdict_follows_its_bounds(counts: tuple[int, int], floor:
     verdict = judge_absolute(k, n, floor)
     assert (verdict == "holds") == (lower_bound(k, n) >= floor)
     assert (verdict == "fails") == (upper_bound(k, n) < floor)
+
+
+@given(ends=st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), limit=st.floats(-1e6, 1e6))
+def test_a_limit_above_is_a_floor_of_the_negative(ends: tuple[float, float], limit: float) -> None:
+    low, high = sorted(ends)
+    verdict = judge_most((low, high), limit)
+    assert verdict == judge_least((-high, -low), -limit)
+    assert (verdict == "holds") == (high <= limit)
+    assert (verdict == "fails") == (low > limit)
 
 
 @settings(max_examples=30, deadline=None)

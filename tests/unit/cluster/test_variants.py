@@ -29,6 +29,11 @@ DIFFERENCE = Difference(
     other_id="0" * 16, value=-0.01, interval=(-0.02, 0.0), bounds=(-0.018, -0.002), worst_class_drop=0.03
 )
 COMPARED = ACCURACY.model_copy(update={"runtime": "openvino", "to_parent": DIFFERENCE, "to_root": DIFFERENCE})
+ERROR = Accuracy(
+    metric="mse", higher_is_better=False, value=0.4, total=10, interval=(0.3, 0.5), bounds=(0.32, 0.48),
+    dataset="etth1", runtime="onnxruntime",
+    to_root=Difference(other_id="1" * 16, value=-0.02, interval=(-0.05, 0.01), bounds=(-0.04, 0.0), relative=True),
+)  # fmt: skip
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -77,7 +82,10 @@ def test_the_id_is_the_same_in_another_process() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"name": "other"}, {"accuracies": (ACCURACY,)}, {"provenance": {"by": "me"}}, {"created_at": "2030"}],
+    [
+        {"name": "other"}, {"accuracies": (ACCURACY,)}, {"accuracies": (ERROR,)}, {"provenance": {"by": "me"}},
+        {"created_at": "2030"},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_the_id_is_blind_to_what_is_said_about_the_content(change: dict[str, Any]) -> None:
@@ -113,7 +121,7 @@ def test_the_id_follows_the_content(change: dict[str, Any]) -> None:
 @settings(deadline=None)
 @given(params=st.dictionaries(st.text(), json_values, max_size=4), labels=st.lists(st.text(), max_size=3))
 def test_a_trip_through_json_changes_nothing(params: dict[str, Any], labels: list[str]) -> None:
-    before = make(passes=(Pass(name="p", params=params),), labels=tuple(labels), accuracies=(ACCURACY, COMPARED))
+    before = make(passes=(Pass(name="p", params=params),), labels=tuple(labels), accuracies=(ACCURACY, COMPARED, ERROR))
     data = json.loads(json.dumps(before.model_dump(mode="json")))
     assert data.pop("id") == before.id
     after = Variant.model_validate(data)
@@ -151,6 +159,7 @@ def test_fields_that_nobody_declared_are_refused(each: type[Variant]) -> None:
         (Accuracy, ACCURACY.model_dump() | {"interval": (0.1, math.inf)}),
         (Difference, DIFFERENCE.model_dump() | {"bounds": (0.1,)}),
         (Difference, DIFFERENCE.model_dump() | {"worst_class_drop": math.inf}),
+        (Accuracy, ERROR.model_dump() | {"bounds": (0.1, math.nan)}),
         (TensorSpec, {"name": "x", "datatype": "FLOAT", "shape": (1,)}),
         (TensorSpec, {"name": "x", "datatype": "FP32", "shape": (-2,)}),
         (ArtifactFile, {"path": "../model.onnx", "sha256": "ab" * 32, "size_bytes": 1}),
@@ -188,3 +197,43 @@ def test_not_exactly_one_model_file_is_an_error(names: tuple[str, ...]) -> None:
     files = tuple(MODEL.model_copy(update={"path": name}) for name in names)
     with pytest.raises(ArtifactError, match=r"must have one"):
         _ = make(files=files).model_file
+
+
+def test_a_manifest_from_before_there_were_errors_is_read_as_it_was_meant() -> None:
+    """Stores on disk are full of these."""
+    difference = {
+        "other_id": "0123456789abcdef", "value": -0.002, "interval": [-0.01, 0.006], "bounds": [-0.009, 0.004],
+        "worst_class_drop": 0.02,
+    }  # fmt: skip
+    written = make().model_dump(mode="json", exclude={"id"}) | {
+        "accuracies": [
+            {
+                "metric": "accuracy", "value": 0.94, "correct": 423, "total": 450, "interval": [0.91, 0.96],
+                "confidence": 0.95, "dataset": "digits", "runtime": "onnxruntime", "to_parent": difference,
+                "to_root": None,
+            }
+        ]
+    }  # fmt: skip
+    before = Variant.model_validate_json(json.dumps(written))
+    assert before.id == make().id
+    accuracy = before.accuracy
+    assert accuracy is not None
+    assert (accuracy.higher_is_better, accuracy.bounds, accuracy.correct) == (True, None, 423)
+    assert accuracy.to_parent is not None
+    assert (accuracy.to_parent.relative, accuracy.to_parent.worst_class_drop) == (False, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "higher_is_better", "said"),
+    [
+        ("accuracy", 0.91052, True, "0.9105"),
+        ("roc_auc", 0.9, True, "roc_auc 0.9000"),
+        ("mse", 0.312141, False, "mse 0.3121"),
+        ("mse", 0.000312141, False, "mse 0.0003121"),
+        ("frechet", 112.34, False, "frechet 112.3"),
+    ],
+)
+def test_a_figure_says_what_it_is_with_digits_that_tell(
+    metric: str, value: float, higher_is_better: bool, said: str
+) -> None:
+    assert variants.figure(metric, value, higher_is_better=higher_is_better) == said

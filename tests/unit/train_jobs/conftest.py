@@ -13,9 +13,9 @@ from cluster.artifacts import ArtifactStore
 from cluster.variants import Variant
 from tests.unit.train_jobs.users import Project
 from train_jobs import datasets, recipes
-from train_jobs.compression.compress import CompressConfig, build_variants, of_run
-from train_jobs.compression.finetune import FinetuneConfig
-from train_jobs.compression.prune import PruneConfig
+from train_jobs.compression.compress import build_variants
+from train_jobs.compression.spec import CompressSpec
+from train_jobs.compression.trained import of_run
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset
 from train_jobs.loop import TrainResult, train
@@ -58,7 +58,10 @@ class Built:
     told: list[str]
 
 
-COMPRESS = CompressConfig(prune=PruneConfig(finetune=FinetuneConfig(epochs=2)))
+_PRUNE = {"prune": {"finetune": {"epochs": 2}}}
+COMPRESS = CompressSpec.of(
+    {"int8": ["int8"], "bf16": ["bf16"], "pruned": [_PRUNE], "pruned-int8": [_PRUNE, "int8"]}
+)
 
 
 @pytest.fixture(scope="session")

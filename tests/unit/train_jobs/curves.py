@@ -29,6 +29,13 @@ def curve(
     }
 
 
+def apart(one: dict[str, Any], others: list[dict[str, Any]]) -> str:
+    """The largest differences of losses and weights, for the record: `pytest --junitxml` keeps them."""
+    losses = max(abs(a - b) for other in others for a, b in zip(one["loss"], other["loss"], strict=True))
+    weights = max(float((other["weights"][k] - w).abs().max()) for other in others for k, w in one["weights"].items())
+    return f"loss {losses:.1e}, weights {weights:.1e}"
+
+
 def frozen(value: Any) -> Any:
     """A copy of a state, whose tensors are the living ones."""
     if isinstance(value, torch.Tensor):

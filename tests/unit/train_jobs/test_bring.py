@@ -21,7 +21,8 @@ from cluster.errors import ConfigError, InvalidRequest
 from tests.unit.train_jobs.users import Project
 from train_jobs import datasets
 from train_jobs.bring import load_model
-from train_jobs.compression.compress import CompressConfig, build_variants
+from train_jobs.compression.compress import build_variants
+from train_jobs.compression.spec import CompressSpec
 from train_jobs.datasets import LabelledDataset
 
 HIDDEN = 16
@@ -358,7 +359,7 @@ def test_a_function_of_ones_own_becomes_all_six_variants(
     assert made[0].accuracy.correct >= 25
 
 
-QUICK = CompressConfig(int8=None, bf16=False, prune=None)
+QUICK = CompressSpec()
 
 
 def test_weights_used_in_two_places_and_a_class_to_be_called_are_fine(
@@ -374,7 +375,7 @@ def test_what_cannot_be_trained_is_not_pruned_and_the_rest_is_made(
 ) -> None:
     told: list[str] = []
     model = load_model(f"{project.write(MODULES)}:NoTraining", flowers)
-    config = CompressConfig(int8=None, bf16=False)
+    config = CompressSpec.of({"pruned": ["prune"]})
     made = build_variants(ArtifactStore(tmp_path / "store"), model, flowers, config, notify=told.append)
     assert [v.name.split("/")[1] for v in made] == ["fp32-torch", "fp32"]
     assert any("pruned: left out" in line and "inference only" in line for line in told)

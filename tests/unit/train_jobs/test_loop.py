@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from cluster.errors import ConfigError, TrainingFailed
-from tests.unit.train_jobs import gloo, scenarios
+from tests.unit.train_jobs import curves, gloo, scenarios
 from tests.unit.train_jobs.scenarios import CONFIG
 from train_jobs import checkpoint, loop
 from train_jobs.config import TrainConfig
@@ -49,7 +50,10 @@ def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
         torch.testing.assert_close(other[name], tensor, rtol=tolerance, atol=tolerance)
 
 
-def test_several_workers_follow_the_curve_of_one(alone: dict[str, Any], together: list[dict[str, Any]]) -> None:
+def test_several_workers_follow_the_curve_of_one(
+    alone: dict[str, Any], together: list[dict[str, Any]], record_property: Callable[[str, object], None]
+) -> None:
+    record_property("apart", curves.apart(alone, [rank["curve"] for rank in together]))
     assert alone["loss"][0] - alone["loss"][-1] > 0.4, "it learns something: the curves are no flat lines"
     for rank in together:
         assert rank["curve"]["loss"] == pytest.approx(alone["loss"], abs=1e-5)

@@ -114,6 +114,24 @@ def test_each_node_tells_its_accuracy_in_every_runtime_and_the_verdict(
     assert below("int8")[0] == "never measured"
 
 
+def test_a_model_with_an_error_has_its_own_floor(
+    store: ArtifactStore, variants: dict[str, Variant], lines: Lines
+) -> None:
+    forecaster = made.by_error(made.report(folder="f")).variants
+    stored: Variant | None = None
+    for variant in forecaster[:2]:
+        update = {"parent_id": stored.id if stored else None, "family": "lstm"}
+        stored = store.put(variant.model_copy(update=update), {variant.files[0].path: b"f" * 1024})
+        store.set_ref(stored.name, stored.id)
+    show(store, "f")
+    shown = lines()
+    assert shown[-1] == "floor: at most 5% above the trained model's error"
+    assert any("onnxruntime: mse 0.0839 [" in line and "to the trained model +0.00% [" in line for line in shown)
+    show(store)
+    both = lines()[-1].removeprefix("floor: ").split("; ")
+    assert sorted(both) == [str(AccuracyFloor()), "at most 5% above the trained model's error"]
+
+
 def test_names_and_the_active_version_are_marked(
     store: ArtifactStore, variants: dict[str, Variant], lines: Lines
 ) -> None:

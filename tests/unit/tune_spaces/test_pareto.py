@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,6 +72,12 @@ def test_each_respect_counts_alone() -> None:
     for better in (outcome(3.0, 2.0, 2.0, 2.0), outcome(2.0, 1.0, 2.0, 2.0), outcome(2.0, 2.0, 3.0, 2.0),
                    outcome(2.0, 2.0, 2.0, 1.0)):  # fmt: skip
         assert pareto([base, better]) == [better]
+
+
+def test_of_errors_the_smaller_is_the_better() -> None:
+    large, small = (replace(outcome(2.0, 2.0, error, 2.0), higher_is_better=False) for error in (0.4, 0.3))
+    assert pareto([large, small]) == [small]
+    assert dominates(small, large)
 
 
 def test_unknown_is_worst_but_beats_nothing_away() -> None:

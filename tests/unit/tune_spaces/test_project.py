@@ -24,7 +24,8 @@ from cluster.runtimes import RuntimeConfig, load_runtime
 from cluster.slo import AccuracyFloor, Budget, Slo, TraceRate, load_slo
 from serve_apps.oip.codec import decode
 from train_jobs import bring, datasets
-from train_jobs.compression.compress import CompressConfig, build_variants
+from train_jobs.compression.compress import build_variants
+from train_jobs.compression.spec import CompressSpec
 from tune_spaces.project import FILES, init
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -51,7 +52,7 @@ def test_its_model_and_data_are_tuned_as_its_readme_says(
         dataset = datasets.load(given["--data"])
         model = bring.load_model(given["--model"], dataset)
         store = ArtifactStore(tmp_path)
-        made = build_variants(store, model, dataset, CompressConfig(bf16=False, prune=None))
+        made = build_variants(store, model, dataset, CompressSpec.of({"int8": ["int8"]}))
     finally:
         sys.path.remove(str(project))
         sys.modules.pop("my_model")

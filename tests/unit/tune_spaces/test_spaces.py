@@ -148,6 +148,23 @@ def test_an_absolute_floor_is_judged_on_the_count() -> None:
     assert [what for what, _ in left_out] == ["m/low on onnxruntime"]
 
 
+def test_an_error_is_judged_by_how_much_larger_it_is() -> None:
+    def error(larger: float) -> Accuracy:
+        bounds = (-larger - 0.01, -larger + 0.01)
+        difference = Difference(other_id="0" * 16, value=-larger, interval=bounds, bounds=bounds, relative=True)
+        return Accuracy(
+            metric="mse", higher_is_better=False, value=0.4, total=100, interval=(0.3, 0.5), bounds=(0.31, 0.49),
+            dataset="d", runtime="onnxruntime", to_root=difference,
+        )  # fmt: skip
+
+    good, bad = variant("m/good", error(0.02)), variant("m/bad", error(0.08))
+    allowed, left_out = candidates([good, bad], Slo(), pays=lambda *_: True)
+    assert allowed == [(good, "onnxruntime")]
+    assert left_out == [
+        ("m/bad on onnxruntime", "mse 0.4: fails (at most 5% above the trained model's error)")
+    ]  # fmt: skip
+
+
 def test_if_nothing_holds_its_floor_that_is_said_with_the_reasons() -> None:
     bad = variant("m/int8", accuracy("onnxruntime", 0.05))
     with pytest.raises(ConfigError, match=r"no variant holds its accuracy floor \(m/int8 on onnxruntime: .*fails"):

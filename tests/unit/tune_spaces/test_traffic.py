@@ -33,7 +33,7 @@ RUNTIMES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
 def stored(store: ArtifactStore, name: str, *, seed: int, output: TensorSpec = ODDS) -> Variant:
     """A small layer with weights of its own: 30 features, 12 classes."""
     torch.manual_seed(seed)
-    graph = to_onnx(nn.Linear(30, 12), FEATURES, output.name)
+    graph = to_onnx(nn.Linear(30, 12), FEATURES, (output.name,))
     variant = Variant(name=name, family="linear", format="onnx", inputs=(FEATURES,), outputs=(output,))
     return store.put(variant, {"model.onnx": graph})
 

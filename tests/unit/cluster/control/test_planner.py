@@ -3,6 +3,7 @@ by other means, and neither order nor chance has a say."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from pathlib import Path
@@ -126,6 +127,7 @@ def test_the_order_of_the_measurements_decides_nothing(found: list[Outcome], slo
     [
         ({"latency_p99_s": 0.010}, {"latency_p99_s": 0.012, "slo_rate_rps": 820.0}),  # the faster answer
         ({"accuracy": 0.96}, {"slo_rate_rps": 820.0}),  # then the better accuracy
+        ({"accuracy": 0.30, "higher_is_better": False}, {"accuracy": 0.31, "higher_is_better": False}),  # less error
         ({"latency_p99_s": 0.01204, "accuracy": 0.96}, {"latency_p99_s": 0.01196}),  # 0.1 ms is no difference
         ({"batch": 8}, {"batch": 16, "slo_rate_rps": 820.0}),  # then the smaller batch
         ({"batch": 16, "slo_rate_rps": 820.0}, {"batch": 16, "number": 1}),  # then the rate after all
@@ -208,7 +210,8 @@ def test_the_choice_is_the_same_in_whatever_order_the_trials_came(found: list[Ou
         return
     one, other = (choose(each, store=STORE) for each in orders)
     assert one == other
-    assert one.key == ranked(found, slo)[0].configuration.key
+    as_studied = [dataclasses.replace(o, accuracy=0.95) for o in found]  # as the study's header has it for all
+    assert one.key == ranked(as_studied, slo)[0].configuration.key
     assert Plan.model_validate_json(one.model_dump_json()) == one
 
 
@@ -258,3 +261,11 @@ def test_each_replica_asks_for_the_cores_that_its_runtime_keeps_busy() -> None:
 def test_where_nothing_holds_the_nearest_is_named(slo: Slo, found: list[Outcome], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         choose(study(slo, *found), store=STORE)
+
+
+def test_a_plan_of_a_model_with_an_error_says_which() -> None:
+    measured = study(Slo(), outcome(8))
+    header = measured.header.model_copy(update={"metric": "mse", "higher_is_better": False})
+    plan = choose(Study(header, measured.trials), store=STORE)
+    assert plan.measured["mse"] == 0.95
+    assert "accuracy" not in plan.measured

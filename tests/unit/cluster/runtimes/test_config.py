@@ -11,8 +11,8 @@ from cluster.runtimes import RuntimeConfig, runtimes_for
 
 configs = st.builds(
     RuntimeConfig, name=st.just("onnxruntime"), threads=st.integers(1, 1024), inter_op_threads=st.integers(1, 1024),
-    streams=st.integers(1, 1024),
-) | st.builds(
+    streams=st.integers(1, 1024), arena=st.booleans(),
+) | st.builds(RuntimeConfig, threads=st.integers(1, 1024), pin=st.booleans()) | st.builds(
     RuntimeConfig, name=st.sampled_from(["torch", "openvino"]), threads=st.integers(1, 1024),
     streams=st.integers(1, 1024),
 )  # fmt: skip
@@ -21,6 +21,9 @@ configs = st.builds(
 def test_the_default_is_one_thread_of_onnx_runtime() -> None:
     config = RuntimeConfig()
     assert config.model_dump() == {"name": "onnxruntime", "threads": 1, "inter_op_threads": 1, "streams": 1}
+    assert RuntimeConfig(pin=True, arena=False).model_dump().items() >= {"pin": True, "arena": False}.items()
+    assert not RuntimeConfig().pin, "and neither is written where it is off: keys from before stay"
+    assert RuntimeConfig().arena
     assert config.cores == 1
 
 
@@ -47,6 +50,20 @@ def test_inter_op_threads_are_onnx_runtimes_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"name": "torch", "pin": True}, "torch does not place its threads"),
+        ({"name": "openvino", "arena": False}, "arena=false is for runtime onnxruntime"),
+        ({"name": "torch", "arena": False}, "arena=false is for runtime onnxruntime"),
+        ({"pin": True, "streams": 2}, "the threads of streams=2 would share cores"),
+    ],
+)
+def test_what_a_runtime_has_no_switch_for_is_refused(fields: dict[str, object], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        RuntimeConfig.model_validate(fields)
+
+
+@pytest.mark.parametrize(
     ("fields", "cores", "said"),
     [
         ({}, 1, "onnxruntime"),
@@ -55,6 +72,7 @@ def test_inter_op_threads_are_onnx_runtimes_alone(name: str) -> None:
         ({"streams": 2, "threads": 4, "name": "openvino"}, 8, "openvino 2x4"),
         ({"inter_op_threads": 3, "threads": 2}, 3, "onnxruntime 1x2 inter-op 3"),
         ({"inter_op_threads": 2, "threads": 3, "streams": 2}, 6, "onnxruntime 2x3 inter-op 2"),
+        ({"threads": 2, "pin": True, "arena": False}, 2, "onnxruntime 1x2 pinned no arena"),
     ],
 )
 def test_it_counts_its_cores_and_says_what_it_is(fields: dict[str, object], cores: int, said: str) -> None:

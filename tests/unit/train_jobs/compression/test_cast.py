@@ -1,8 +1,9 @@
-"""bf16: kernels and matrices rounded to nearest even, all else as it was, answers within what rounding allows."""
+"""bf16 and fp16: kernels and matrices rounded to nearest even, all else as it was, answers within what that allows."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from cluster.artifacts import ArtifactStore
 from cluster.errors import InvalidRequest
 from cluster.runtimes import RuntimeConfig, load_runtime, runtimes_for
-from cluster.variants import Variant
-from train_jobs.compression.cast import to_bf16
+from cluster.variants import Precision, Variant
+from tests.unit.train_jobs.compression.graphs import FAMILIES, decibels
+from train_jobs.compression.cast import to_bf16, to_fp16
 from train_jobs.datasets import LabelledDataset
 from train_jobs.export import INPUT, output_spec, to_onnx
 from train_jobs.loop import TrainResult
@@ -166,3 +168,56 @@ def test_a_graph_older_than_bf16_is_refused_with_the_way_out() -> None:
 def test_a_graph_without_kernel_or_matrix_is_refused(bf16: bytes) -> None:
     with pytest.raises(InvalidRequest, match="no fp32 kernel or matrix that bf16 could halve; leave this pass out"):
         to_bf16(bf16)
+
+
+@pytest.mark.parametrize("runtime", runtimes_for("onnx"))
+@pytest.mark.parametrize("cast", [to_bf16, to_fp16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_runs_everywhere_with_halved_weights(
+    family: str, cast: Callable[[bytes], bytes], runtime: str
+) -> None:
+    small = FAMILIES[family]()
+    made = cast(small.graph)
+    precision: Precision = "bf16" if cast is to_bf16 else "fp32"
+    got = small.run_in(runtime, made, precision=precision)
+    # 11 bits of the weights against 8; and a CPU with bf16 kernels rounds what flows between the layers as well.
+    assert decibels(small.run(small.graph), got) > (60 if cast is to_fp16 else 30)
+
+
+def test_fp16_rounds_kernels_and_matrices_to_nearest_even_and_vectors_stay(fp32: bytes) -> None:
+    made = to_fp16(fp32)
+    before, after = constants(fp32), constants(made)
+    cast = 0
+    for name, tensor in before.items():
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
+            rounded = after[f"{name}.fp16"]
+            assert rounded.data_type == TensorProto.FLOAT16
+            np.testing.assert_array_equal(
+                numpy_helper.to_array(rounded), numpy_helper.to_array(tensor).astype(np.float16)
+            )
+            cast += 1
+        else:
+            assert after[name] == tensor
+    assert cast == 5
+    assert len(made) < 0.55 * len(fp32)
+    onnx.checker.check_model(onnx.load_from_string(made), full_check=True)
+
+
+def large(value: float) -> bytes:
+    weights = WEIGHTS.copy()
+    weights[1, 2] = value
+    model = onnx.load_from_string(matrix())
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "w"))
+    return bytes(model.SerializeToString())
+
+
+def test_a_weight_that_fp16_has_no_number_for_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest, match=r"weight 'w' reaches 65505, and fp16 ends at 65504; cast to bf16 instead"):
+        to_fp16(large(-65505.0))
+    assert to_fp16(large(-65504.0))
+    assert to_bf16(large(-65505.0)), "which bf16 has"
+
+
+def test_fp16_of_nothing_is_refused(bf16: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="no fp32 kernel or matrix that fp16 could halve"):
+        to_fp16(bf16)

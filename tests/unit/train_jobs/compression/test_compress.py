@@ -21,10 +21,12 @@ from cluster.slo import AccuracyFloor
 from cluster.variants import Variant
 from tests.unit.train_jobs.conftest import COMPRESS, Built
 from train_jobs.compression.cast import to_bf16
-from train_jobs.compression.compress import CompressConfig, TrainedModel, build_variants, of_run
+from train_jobs.compression.compress import build_variants, compress
 from train_jobs.compression.finetune import FinetuneConfig, finetune
 from train_jobs.compression.prune import PruneConfig, prune
 from train_jobs.compression.quantize import QuantizeConfig, quantize
+from train_jobs.compression.spec import CompressSpec
+from train_jobs.compression.trained import TrainedModel, of_run
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset
 from train_jobs.export import INPUT, output_spec, to_onnx
@@ -66,7 +68,7 @@ def test_each_pass_stands_in_the_manifest_with_its_parameters(built: Built) -> N
     for name in ("int8", "pruned-int8"):
         assert built.variants[name].passes[0].params == QuantizeConfig().model_dump(mode="json")
     channels, tuned, _ = built.variants["pruned"].passes
-    assert channels.params == {"ratio": 0.3, "round_to": 8}
+    assert channels.params == PruneConfig().model_dump(mode="json", exclude={"finetune"})
     assert FinetuneConfig.model_validate(tuned.params) == FinetuneConfig(epochs=2)
 
 
@@ -109,7 +111,7 @@ def test_every_pass_makes_it_smaller(built: Built) -> None:
 
 
 def test_each_graph_is_its_pass_applied_to_its_parent_s_graph(
-    built: Built, trained: TrainResult, digits: LabelledDataset
+    built: Built, trained: TrainResult, quick_config: TrainConfig, digits: LabelledDataset
 ) -> None:
     """Calibrated on training pictures: the test set judges and nothing else."""
     graphs = {n: built.store.read(v, "model.onnx") for n, v in built.variants.items() if v.format == "onnx"}
@@ -120,8 +122,9 @@ def test_each_graph_is_its_pass_applied_to_its_parent_s_graph(
             for pictures in (digits.x_train, digits.x_test)
         )
         assert graphs[name] == on_train != on_test
+    subject = of_run(trained.model, quick_config, digits).subject_on(digits)
     smaller = prune(trained.model, PruneConfig(), inputs=INPUT)
-    assert graphs["pruned"] == to_onnx(finetune(smaller, digits, FinetuneConfig(epochs=2)))
+    assert graphs["pruned"] == to_onnx(finetune(smaller, subject, FinetuneConfig(epochs=2)))
     kept = load(built.store.read(built.variants["fp32-torch"], "weights.safetensors"))
     for name, tensor in trained.model.state_dict().items():
         assert torch.equal(kept[name], tensor)
@@ -158,14 +161,6 @@ def test_pictures_of_another_data_set_do_not_judge_a_model(
         of_run(trained.model, quick_config.model_copy(update={"dataset": "mnist"}), digits)
 
 
-def test_a_pass_is_left_out_by_its_name() -> None:
-    assert CompressConfig().without([]) == CompressConfig()
-    assert CompressConfig().without(["int8", "bf16", "prune"]) == CompressConfig(int8=None, bf16=False, prune=None)
-    assert CompressConfig().without(["prune"]).int8 == QuantizeConfig()
-    with pytest.raises(ConfigError, match=r"without=\['fp8', 'x'\] names no pass; passes: int8, bf16, prune"):
-        CompressConfig().without(["x", "int8", "fp8"])
-
-
 def imported(graph: bytes) -> TrainedModel:
     return TrainedModel(name="mine", family="imported", inputs=INPUT, outputs=output_spec(10), onnx=graph)
 
@@ -180,7 +175,8 @@ def test_a_graph_without_a_module_begins_its_own_line(
     assert (fp32.parent_id, int8.parent_id, bf16.parent_id) == (None, fp32.id, fp32.id)
     assert [step.name for step in fp32.passes] == ["import_onnx"]
     assert store.read(fp32, "model.onnx") == graph
-    assert [line for line in told if line.startswith("pruned: left out, since fine-tuning needs the torch module")]
+    reason = "prune trains the torch module, and the model is an ONNX file"
+    assert [line.split(":")[0] for line in told if reason in line] == ["pruned", "pruned-int8"]
     for accuracy in (*int8.accuracies, *bf16.accuracies):
         assert accuracy.to_parent is not None
         assert accuracy.to_root == accuracy.to_parent
@@ -223,7 +219,7 @@ def test_passes_that_a_model_does_not_take_are_left_out_with_the_reason(
     bare = onnx_graph(*FIRST_TEN, helper.make_node("Neg", ["flat"], ["logits"]), **SLICE)
     (fp32,) = build_variants(store, imported(bare), digits, notify=told.append)
     assert fp32.name == "mine/fp32"
-    assert [line.split(":")[0] for line in told] == ["mine/fp32", "int8", "bf16", "pruned"]
+    assert [line.split(":")[0] for line in told] == ["mine/fp32", "int8", "bf16", "pruned", "pruned-int8"]
     assert "int8: left out: the graph has none of the operators that are quantized" in told[1]
     assert "bf16: left out: the graph has no fp32 kernel or matrix" in told[2]
 
@@ -235,8 +231,7 @@ def test_a_runtime_that_cannot_load_a_graph_is_not_planned_for_it(
     told: list[str] = []
     own = helper.make_node("CDist", ["flat", "points"], ["logits"], domain="com.microsoft", metric="sqeuclidean")
     graph = onnx_graph(*FIRST_TEN, own, domain="com.microsoft", points=np.eye(10, dtype=np.float32), **SLICE)
-    alone = CompressConfig(int8=None, bf16=False, prune=None)
-    (fp32,) = build_variants(store, imported(graph), digits, alone, notify=told.append)
+    (fp32,) = build_variants(store, imported(graph), digits, CompressSpec(), notify=told.append)
     assert [accuracy.runtime for accuracy in fp32.accuracies] == ["onnxruntime"]
     assert not any("\n" in line for line in told), "one line each, whatever an executor has to say"
     others = [name for name in runtimes_for("onnx") if name != "onnxruntime"]
@@ -276,10 +271,41 @@ def test_a_module_with_one_matrix_in_two_places_is_kept_whole(store: ArtifactSto
     torch.manual_seed(0)
     module = Tied()
     model = TrainedModel(name="tied", family="x", inputs=INPUT, outputs=output_spec(10), module=module)
-    config = CompressConfig(int8=None, bf16=False, prune=None)
-    eager, fp32 = build_variants(store, model, digits, config)
+    eager, fp32 = build_variants(store, model, digits, CompressSpec())
     kept = load(store.read(eager, "weights.safetensors"))
     assert kept.keys() == module.state_dict().keys()
     assert torch.equal(kept["again.weight"], module.first.weight)
     assert fp32.accuracies[0].to_parent is not None
     assert fp32.accuracies[0].to_parent.value == 0.0
+
+
+def test_one_call_makes_one_variant_and_what_it_comes_from(
+    store: ArtifactStore, trained: TrainResult, quick_config: TrainConfig, digits: LabelledDataset
+) -> None:
+    model = of_run(trained.model, quick_config, digits)
+    steps = CompressSpec.of({"x": ["optimise", "int8"]}).variants["x"]
+    variant = compress(store, model, digits, steps, name="tight")
+    assert variant.name == "cnn_digits/tight"
+    assert [step.name for step in variant.passes] == ["optimise_graph", "quantize_static_int8"]
+    assert variant.parent_id == store.get("cnn_digits/fp32").id
+    assert sorted(store.refs()) == ["cnn_digits/fp32", "cnn_digits/fp32-torch", "cnn_digits/tight"]
+    nothing_left = CompressSpec.of({"x": [{"prune": {"ratio": 0.99, "round_to": 1}}]}).variants["x"]
+    with pytest.raises(InvalidRequest, match=r"ratio=0\.99 leaves none of the"):
+        compress(store, model, digits, nothing_left, name="none")
+
+
+def test_a_variant_comes_from_the_longest_list_that_its_own_begins_with(
+    store: ArtifactStore, trained: TrainResult, quick_config: TrainConfig, digits: LabelledDataset
+) -> None:
+    """Shared passes are applied once, and stand in the manifest of the variant that they made."""
+    told: list[str] = []
+    small = {"prune": {"finetune": {"epochs": 1}}}
+    spec = CompressSpec.of({"deep": [small, {"finetune": {"epochs": 1}}, "int8"], "mid": [small], "plain": ["int8"]})
+    model = of_run(trained.model, quick_config, digits)
+    made = {v.name.rpartition("/")[2]: v for v in build_variants(store, model, digits, spec, notify=told.append)}
+    assert list(made) == ["fp32-torch", "fp32", "mid", "plain", "deep"]
+    assert made["deep"].parent_id == made["mid"].id
+    assert [step.name for step in made["deep"].passes] == ["finetune", "export_onnx", "quantize_static_int8"]
+    assert made["plain"].parent_id == made["fp32"].id
+    assert sum(line.startswith("fine-tune epoch") for line in told) == 2, "the pruned model was fine-tuned once"
+    assert made["deep"].precision == "int8"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from cluster.errors import InvalidRequest
-from train_jobs.compression.quantize import QuantizeConfig, narrow_convolutions, quantize
+from cluster.runtimes import runtimes_for
+from cluster.variants import TensorSpec
+from tests.unit.train_jobs.compression.graphs import FAMILIES, chain, constants, decibels, normal, operators, run
+from train_jobs.compression.quantize import Calibration, QuantizeConfig, narrow_convolutions, quantize
 from train_jobs.datasets import LabelledDataset
 from train_jobs.export import INPUT, to_onnx
 from train_jobs.loop import TrainResult
@@ -163,3 +167,140 @@ def test_it_says_nothing_and_leaves_logging_as_it_was(
     quantized(fp32, digits.x_train, samples=8)
     assert (logging.root.level, logging.root.manager.disable) == (level, logging.NOTSET)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("runtime", runtimes_for("onnx"))
+@pytest.mark.parametrize("calibration", ["minmax", "percentile", "entropy"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_and_calibration_makes_a_graph_that_every_runtime_runs(
+    family: str, calibration: str, runtime: str
+) -> None:
+    """A hundred samples: not a multiple of the batches that they come in."""
+    small = FAMILIES[family]()
+    made = made_once(family, calibration)
+    assert decibels(small.run(small.graph), small.run_in(runtime, made, precision="int8")) > 15
+    assert operators(made).count("LSTM") == (2 if family == "forecaster" else 0), "cells stay fp32"
+
+
+@cache
+def made_once(family: str, calibration: str) -> bytes:
+    small = FAMILIES[family]()
+    config = QuantizeConfig.model_validate({"calibration": calibration})
+    return quantize(small.graph, small.samples, config, inputs=small.inputs)
+
+
+ROWS = TensorSpec(name="x", datatype="FP32", shape=(-1, 16))
+
+
+def two_layers() -> bytes:
+    return chain(
+        helper.make_node("Gemm", ["x", "w"], ["a"], name="first"), helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Gemm", ["r", "v"], ["y"], name="last"), inputs=[16], w=normal(16, 8), v=normal(8, 4, seed=1),
+    )  # fmt: skip
+
+
+def input_step(graph: bytes) -> float:
+    return float(constants(graph)["x_scale"])
+
+
+def int8_matrices(graph: bytes) -> set[str]:
+    return {name.removesuffix("_quantized") for name, array in constants(graph).items()
+            if array.dtype == np.int8 and array.ndim > 1}  # fmt: skip
+
+
+def test_excluded_layers_stay_fp32() -> None:
+    x = normal(64, 16, seed=2)
+    calibration = Calibration(two_layers(), x, QuantizeConfig(), inputs=ROWS)
+    assert calibration.layers == ("first", "last")
+    assert int8_matrices(calibration.int8()) == {"w", "v"}
+    assert int8_matrices(calibration.int8(exclude=("first",))) == {"v"}
+    config = QuantizeConfig(exclude=("first",))
+    assert calibration.int8(exclude=("first",)) == quantize(two_layers(), x, config, inputs=ROWS)
+    with pytest.raises(InvalidRequest, match=r"exclude=\['relu'\] names no layer; layers: first, last"):
+        calibration.int8(exclude=("relu",))
+    with pytest.raises(InvalidRequest, match=r"exclude=\['first', 'last'\] leaves nothing to quantize"):
+        calibration.int8(exclude=("first", "last"))
+
+
+def test_ranges_take_the_place_of_what_was_calibrated() -> None:
+    calibration = Calibration(two_layers(), normal(64, 16), QuantizeConfig(), inputs=ROWS)
+    made = calibration.int8(ranges={"x": (-2.0, 8.0), "nowhere": (0.0, 1.0)})
+    assert input_step(made) == pytest.approx(10 / 255)
+    assert int(constants(made)["x_zero_point"]) == 51
+    assert input_step(calibration.int8()) != pytest.approx(10 / 255, rel=0.01), "the next graph has its own again"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float_outputs_lose_less_and_only_where_no_layer_reads_them(family: str) -> None:
+    small = FAMILIES[family]()
+    made = quantize(small.graph, small.samples, QuantizeConfig(float_outputs=True), inputs=small.inputs)
+    rounded = made_once(family, "minmax")
+    fewer = operators(rounded).count("QuantizeLinear") - operators(made).count("QuantizeLinear")
+    assert fewer == {"cnn": 1, "forecaster": 1, "generator": 3, "autoencoder": 1}[family]
+    expected = small.run(small.graph)
+    least = decibels(expected, small.run(rounded)) - 1
+    for runtime in runtimes_for("onnx"):
+        assert decibels(expected, small.run_in(runtime, made, precision="int8")) > least
+    onnx.checker.check_model(onnx.load_from_string(made), full_check=True)
+
+
+def test_a_relu_that_went_into_the_rounding_is_not_lost_with_it() -> None:
+    graph = chain(
+        helper.make_node("Gemm", ["x", "w"], ["a"]), helper.make_node("Relu", ["a"], ["y"]), inputs=[16],
+        w=normal(16, 8),
+    )  # fmt: skip
+    x = normal(64, 16, seed=1)
+    made = quantize(graph, x, QuantizeConfig(float_outputs=True), inputs=ROWS)
+    assert run(made, x)["y"].min() >= 0
+    assert decibels(run(graph, x), run(made, x)) > 25
+
+
+def test_a_residual_sum_is_a_layer_and_another_sum_is_not() -> None:
+    graph = chain(
+        helper.make_node("Conv", ["x", "w"], ["a"], name="first"), helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Conv", ["r", "v"], ["b"], name="second"),
+        helper.make_node("Add", ["b", "r"], ["s"], name="sum"), helper.make_node("Mul", ["s", "two"], ["t"]),
+        helper.make_node("Add", ["t", "s"], ["y"], name="scaled"),
+        inputs=[4, 6, 6], w=normal(4, 4, 1, 1), v=normal(4, 4, 1, 1, seed=1), two=np.float32([2.0]),
+    )  # fmt: skip
+    spec, x = TensorSpec(name="x", datatype="FP32", shape=(-1, 4, 6, 6)), normal(64, 4, 6, 6, seed=2)
+    calibration = Calibration(graph, x, QuantizeConfig(), inputs=spec)
+    assert calibration.layers == ("first", "second", "sum")
+    made = calibration.int8()
+    assert {"s_scale", "b_scale"} <= constants(made).keys()
+    assert not {"t_scale", "y_scale"} & constants(made).keys()
+    assert decibels(run(graph, x), run(made, x)) > 20
+
+
+def test_a_transposed_convolution_in_groups_stays_fp32() -> None:
+    graph = chain(
+        helper.make_node("ConvTranspose", ["x", "w", "b"], ["a"], group=2, name="grouped"),
+        helper.make_node("Relu", ["a"], ["r"]), helper.make_node("ConvTranspose", ["r", "v"], ["y"], name="whole"),
+        inputs=[4, 6, 6], w=normal(4, 3, 2, 2), b=normal(6), v=normal(6, 2, 2, 2, seed=1),
+    )  # fmt: skip
+    spec, x = TensorSpec(name="x", datatype="FP32", shape=(-1, 4, 6, 6)), normal(64, 4, 6, 6, seed=2)
+    calibration = Calibration(graph, x, QuantizeConfig(), inputs=spec)
+    assert calibration.layers == ("whole",)
+    assert decibels(run(graph, x), run(calibration.int8(), x)) > 20
+
+
+def test_layers_without_a_name_get_one_of_what_they_give() -> None:
+    graph = onnx.load_from_string(two_layers())
+    for node in graph.graph.node:
+        node.name = ""
+    calibration = Calibration(graph.SerializeToString(), normal(64, 16), QuantizeConfig(), inputs=ROWS)
+    assert len(set(calibration.layers)) == 2
+    assert int8_matrices(calibration.int8(exclude=calibration.layers[:1])) == {"v"}
+
+
+def test_a_graph_that_takes_something_else_is_refused() -> None:
+    other = ROWS.model_copy(update={"name": "z"})
+    with pytest.raises(InvalidRequest, match=r"the graph takes \['x'\], and calibration samples are for 'z' alone"):
+        quantize(two_layers(), normal(64, 16), QuantizeConfig(), inputs=other)
+
+
+def test_a_graph_with_narrow_convolutions_alone_is_refused() -> None:
+    graph = chain(helper.make_node("Conv", ["x", "w"], ["y"]), inputs=[3, 6, 6], w=normal(4, 3, 1, 1))
+    spec = TensorSpec(name="x", datatype="FP32", shape=(-1, 3, 6, 6))
+    with pytest.raises(InvalidRequest, match=r"none of the operators that are quantized: .* min_input_channels=4"):
+        quantize(graph, normal(4, 3, 6, 6), QuantizeConfig(), inputs=spec)

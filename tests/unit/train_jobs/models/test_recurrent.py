@@ -233,7 +233,7 @@ def test_exported_it_is_the_module_at_any_batch(name: str) -> None:
                       shape=(-1, 2, 12, 10) if rows else (-1, LOOKBACK, CHANNELS))  # fmt: skip
     program = torch.export.load(io.BytesIO(to_torch_archive(model, spec))).module()
     # one of them as ONNX: its exporter takes seconds
-    graph = to_onnx(model, spec, "y") if name == "lstm" else None
+    graph = to_onnx(model, spec, ("y",)) if name == "lstm" else None
     for batch in (1, 2, 7):
         x = pictures(batch) if rows else series(batch)
         with torch.inference_mode():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch
 
 from cluster.errors import ConfigError
 from tests.unit.train_jobs import gloo
+from tests.unit.train_jobs.curves import apart
 from tests.unit.train_jobs.tasks import forecast_scenarios as scenarios
 from train_jobs import runs
 from train_jobs.config import TrainConfig
@@ -215,8 +217,10 @@ def test_the_last_batch_leaves_workers_without_a_window() -> None:
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", list(scenarios.CONFIGS))
 def test_several_workers_follow_the_curve_of_one(
-    alone: dict[str, Any], groups: dict[int, list[dict[str, Any]]], name: str, size: int
-) -> None:
+    alone: dict[str, Any], groups: dict[int, list[dict[str, Any]]], name: str, size: int,
+    record_property: Callable[[str, object], None],
+) -> None:  # fmt: skip
+    record_property("apart", apart(alone[name], [rank[name] for rank in groups[size]]))
     one = alone[name]
     assert one["loss"][-1] < 0.99 * one["loss"][0], "no flat line"
     for other in (rank[name] for rank in groups[size]):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from tests.unit.train_jobs import gloo
+from tests.unit.train_jobs.curves import apart
 from tests.unit.train_jobs.tasks import generative_scenarios as scenarios
 from train_jobs.datasets import LabelledDataset
 
@@ -34,8 +36,10 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 1
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", list(scenarios.CONFIGS))
 def test_several_workers_follow_the_curve_of_one(
-    alone: dict[str, Any], groups: dict[int, list[dict[str, Any]]], name: str, size: int
-) -> None:
+    alone: dict[str, Any], groups: dict[int, list[dict[str, Any]]], name: str, size: int,
+    record_property: Callable[[str, object], None],
+) -> None:  # fmt: skip
+    record_property("apart", apart(alone[name], [rank[name] for rank in groups[size]]))
     for rank in groups[size]:
         assert_same(alone[name], rank[name])
 

@@ -5,6 +5,7 @@ larger batches pay until they leave the cache and p99 rises with the load. The s
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -226,3 +227,28 @@ def report(
         "files": {"plan.json": "the plan", "serve-config.yaml": "for serve deploy", "ray-service.yaml": "for KubeRay"},
     }  # fmt: skip
     return Report(**known | more)
+
+
+def by_error(report: Report) -> Report:
+    """The same report of a forecaster: the share of wrong answers as an error, a lost point as 10% of it."""
+
+    def difference(of: Difference | None) -> Difference | None:
+        if of is None:
+            return None
+        ends = {name: tuple(10 * end for end in getattr(of, name)) for name in ("interval", "bounds")}
+        return of.model_copy(update={"value": 10 * of.value, **ends, "relative": True, "worst_class_drop": None})
+
+    def changed(of: Accuracy) -> Accuracy:
+        low, high = of.interval
+        return of.model_copy(update={
+            "metric": "mse", "higher_is_better": False, "correct": None, "value": 1 - of.value,
+            "interval": (1 - high, 1 - low), "bounds": (1 - high, 1 - low),
+            "to_parent": difference(of.to_parent), "to_root": difference(of.to_root),
+        })  # fmt: skip
+
+    told = [v.model_copy(update={"accuracies": tuple(map(changed, v.accuracies))}) for v in report.variants]
+    known = {v.id: {a.runtime: a.value for a in v.accuracies} for v in told}
+    header = report.study.header.model_copy(
+        update={"metric": "mse", "higher_is_better": False, "accuracies": known}
+    )  # fmt: skip
+    return replace(report, variants=told, study=Study(header, report.study.trials))
