@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 NAME ?= cnn_fashion_mnist_quick
 BIN := $(VENV)/bin
+# These compute and measure no load, so two files of them may run side by side.
+COMPUTE := tests/unit/train_jobs tests/unit/benchmarks tests/contracts
 STAMP := $(VENV)/.installed-$(shell cksum < constraints.txt | cut -d' ' -f1)
 
 # Real data beside the project is used where it exists; elsewhere Sluice downloads, or says what it uses instead.
@@ -33,7 +35,8 @@ demo: $(STAMP) ## Train, compress, tune, deploy, load, report: the main job end 
 	$(BIN)/sluice demo
 
 test: $(STAMP) browser lint ## ruff, mypy and all tests but chaos and soak
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(COMPUTE)
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(COMPUTE))
 
 browser: ## The tests look at our pages in a real Chromium: installs Debian's where there is none and we may
 	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null || \

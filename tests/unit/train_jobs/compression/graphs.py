@@ -3,15 +3,11 @@ do with graphs: run them in each runtime, and measure in decibels how far two an
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import math
 import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +21,7 @@ from torch import nn
 from cluster.artifacts import ArtifactStore
 from cluster.runtimes import RuntimeConfig, load_runtime
 from cluster.variants import Precision, TensorSpec, Variant
-from train_jobs.export import example_of, without_notes
+from train_jobs.export import to_onnx
 from train_jobs.models import AutoencoderConfig, CNNConfig, GANConfig, RecurrentConfig
 from train_jobs.models.forecaster import FramingConfig
 
@@ -34,13 +30,17 @@ Answers = dict[str, NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class Small:
-    """A module, its graph, and samples of what it takes."""
+    """A module, what it takes and gives, and samples of the former."""
 
     module: nn.Module
     inputs: TensorSpec
     outputs: tuple[TensorSpec, ...]
     samples: NDArray[np.generic]
-    graph: bytes
+
+    @cached_property
+    def graph(self) -> bytes:
+        """Exported once, where a test asks for it: that takes seconds."""
+        return exported(self.module, self.inputs, self.outputs)
 
     def run(self, graph: bytes) -> Answers:
         """The samples' answers in ONNX Runtime."""
@@ -48,17 +48,7 @@ class Small:
 
     def run_in(self, name: str, graph: bytes, *, precision: Precision = "fp32") -> Answers:
         """The samples' answers in that runtime, loaded as serving does."""
-        with tempfile.TemporaryDirectory() as folder:
-            store = ArtifactStore(Path(folder))
-            variant = Variant(
-                name="small/x", family="x", format="onnx", precision=precision, inputs=(self.inputs,),
-                outputs=self.outputs,
-            )  # fmt: skip
-            stored = store.put(variant, {"model.onnx": graph})
-            runtime = load_runtime(store, stored, RuntimeConfig(name=name))  # type: ignore[arg-type]
-            answers = runtime.infer({self.inputs.name: self.samples})
-            runtime.close()
-        return answers
+        return run_in(name, graph, self.samples, inputs=self.inputs, outputs=self.outputs, precision=precision)
 
 
 def run(graph: bytes, x: NDArray[np.generic]) -> Answers:
@@ -66,6 +56,23 @@ def run(graph: bytes, x: NDArray[np.generic]) -> Answers:
     session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {session.get_inputs()[0].name: x}), strict=True))
+
+
+def run_in(
+    name: str, graph: bytes, x: NDArray[np.generic], *, inputs: TensorSpec, outputs: tuple[TensorSpec, ...],
+    precision: Precision = "fp32",
+) -> Answers:  # fmt: skip
+    """What a graph answers to `x` in that runtime."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = ArtifactStore(Path(folder))
+        variant = Variant(
+            name="small/x", family="x", format="onnx", precision=precision, inputs=(inputs,), outputs=outputs
+        )
+        stored = store.put(variant, {"model.onnx": graph})
+        runtime = load_runtime(store, stored, RuntimeConfig(name=name))  # type: ignore[arg-type]
+        answers = runtime.infer({inputs.name: x})
+        runtime.close()
+    return answers
 
 
 def decibels(expected: Answers, got: Answers) -> float:
@@ -93,17 +100,7 @@ def matrices(graph: bytes) -> dict[str, NDArray[np.generic]]:
 
 
 def exported(module: nn.Module, inputs: TensorSpec, outputs: tuple[TensorSpec, ...]) -> bytes:
-    """As train_jobs/export.py has it, with any number of outputs."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        path = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            module.eval(), (example_of(inputs),), str(path), dynamo=True, opset_version=18, external_data=False,
-            verbose=False, input_names=[inputs.name], output_names=[each.name for each in outputs],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        )  # fmt: skip
-        return bytes(without_notes(onnx.load(path)).SerializeToString())
+    return to_onnx(module, inputs, [each.name for each in outputs])
 
 
 def _small(
@@ -114,7 +111,7 @@ def _small(
         torch.manual_seed(0)
         module = build().eval()
     specs = tuple(TensorSpec(name=name, datatype="FP32", shape=shape) for name, shape in outputs.items())
-    return Small(module, inputs, specs, samples, exported(module, inputs, specs))
+    return Small(module, inputs, specs, samples)
 
 
 def pictures(count: int, size: int) -> NDArray[np.uint8]:

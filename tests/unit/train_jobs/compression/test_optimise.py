@@ -9,7 +9,8 @@ from onnx import helper
 
 from cluster.errors import InvalidRequest
 from cluster.runtimes import runtimes_for
-from tests.unit.train_jobs.compression.graphs import FAMILIES, chain, constants, normal, operators, run
+from cluster.variants import TensorSpec
+from tests.unit.train_jobs.compression.graphs import FAMILIES, chain, constants, normal, operators, run, run_in
 from train_jobs.compression.optimise import Level, OptimiseConfig, folded_batch_norms, optimise
 
 LEVELS: list[Level] = ["basic", "extended"]
@@ -91,3 +92,27 @@ def test_what_is_no_graph_is_refused() -> None:
 def test_a_level_that_lays_out_for_one_cpu_is_no_choice() -> None:
     with pytest.raises(ValueError, match="level"):
         OptimiseConfig.model_validate({"level": "all"})
+
+
+ACTIVATIONS = ["Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Elu", "Softplus", "Softsign", "Selu"]
+
+
+@pytest.mark.parametrize("runtime", runtimes_for("onnx"))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("kind", "size", "weights"), [("Conv", [3, 6, 6], (4, 3, 3, 3)), ("Gemm", [16], (16, 4))])
+def test_what_is_fused_means_the_same_to_every_runtime(
+    kind: str, size: list[int], weights: tuple[int, ...], activation: str, runtime: str
+) -> None:
+    """OpenVINO computes ReLU in every FusedGemm."""
+    graph = chain(
+        helper.make_node(kind, ["x", "w"], ["a"]), helper.make_node(activation, ["a"], ["y"]), inputs=list(size),
+        w=normal(*weights),
+    )  # fmt: skip
+    x = normal(8, *size, seed=1)
+    expected = run(graph, x)["y"]
+    inputs, outputs = (
+        TensorSpec(name=name, datatype="FP32", shape=(-1, *array.shape[1:]))
+        for name, array in (("x", x), ("y", expected))
+    )
+    got = run_in(runtime, optimise(graph, "extended"), x, inputs=inputs, outputs=(outputs,))["y"]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
