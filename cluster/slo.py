@@ -119,9 +119,11 @@ class AccuracyFloor(_Strict):
 
     def of(self, accuracy: Accuracy | None) -> str:
         """What it asks of such a figure, in words."""
-        if accuracy is None:
-            return str(self)
-        return self._of_shares() if accuracy.higher_is_better else self._of_errors()
+        return str(self) if accuracy is None else self.of_figure(higher_is_better=accuracy.higher_is_better)
+
+    def of_figure(self, *, higher_is_better: bool) -> str:
+        """What it asks of a share, or of an error, in words."""
+        return self._of_shares() if higher_is_better else self._of_errors()
 
     def _of_shares(self) -> str:
         relative = "" if self.max_drop is None else f"at most {100 * self.max_drop:.4g} points below the trained model"

@@ -143,23 +143,25 @@ def tune(
         raise ConfigError(f"name={name!r}, --model={model!r}: pass the name of a model that has variants, or your own")
     console = Console(stderr=as_json, soft_wrap=True)
     stages, artifacts = Stages(console), _store(store)
-    source = None
+    source, variants = None, []
     if name is None:
         source, dataset = _own(model, data, None, console)
         name = source.name
+    else:
+        variants = tuning.variants_named(artifacts, name)
     study = study or f"tune-{name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = (output or Path("runs")) / study
     if dry_run:
+        floor = slo.accuracy.of(next((v.accuracy for v in variants if v.accuracy is not None), None))
         print(
             f"would make and measure the variants of {model}" if source else f"would tune {name}",
-            f"for p99 within {slo.latency_p99_ms:g} ms and accuracy {slo.accuracy}, measure {trials} configurations "
+            f"for p99 within {slo.latency_p99_ms:g} ms and accuracy {floor}, measure {trials} configurations "
             f"live on a local cluster, and write {folder}/",
         )
         return
     stages.tell(f"{study}, into {folder}; interrupted, it goes on with --study {study} and the same options")
     signal.signal(signal.SIGTERM, terminated)
     if source is None:
-        variants = tuning.variants_named(artifacts, name)
         dataset = tuning.dataset_of(variants, stages)
     else:
         variants = _compressed(source, dataset, artifacts, folder, stages)

@@ -230,11 +230,14 @@ def header_of(
     """What the study asks, and on which machine."""
     runtimes = sorted({runtime.name for _, runtime in space.curves})
     keys = ",".join(profile_key(runtime) for runtime in runtimes)
+    figure = next((v.accuracy for v in variants if v.accuracy is not None), None)
+    judged = {} if figure is None else {"metric": figure.metric, "higher_is_better": figure.higher_is_better}
     return StudyHeader(
         name=name,
         slo=slo,
         variants={v.id: v.name for v in variants},
         accuracies={v.id: {a.runtime: a.value for a in v.accuracies} for v in variants},
+        **judged,
         protocol=asdict(protocol),
         cpus={"server": cores.server, "client": cores.client},
         hardware=fingerprint(),

@@ -30,6 +30,9 @@ try:
 except ImportError as error:
     raise RuntimeUnavailable(f"openvino cannot be imported ({error}); pip install openvino") from error
 
+# At a process's first tensor OpenVINO's binding makes its table of NumPy's types, and lets go of the GIL meanwhile: two
+# streams whose first tensors met there waited for each other for ever (2026.4.1). Importing, there is only one.
+_FIRST_TENSOR = ov.Tensor(np.zeros(1, np.float32)).data
 _COMPUTE: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 """What is not quantized is computed in this. Left to itself the plugin takes bf16 wherever the CPU has it, and a
 variant measured on one machine would be another one on the next."""

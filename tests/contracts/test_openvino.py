@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import openvino
@@ -95,3 +98,36 @@ class TestOpenVino(OnnxContract):
             hint = lane._model.get_property("INFERENCE_PRECISION_HINT")
             assert hint.get_type_name() == computes
         runtime.close()
+
+
+_AT_ONCE = """
+import sys, threading
+import numpy as np
+import cluster.runtimes.openvino_runtime
+import openvino as ov
+from openvino import opset13
+
+sys.setswitchinterval(1e-6)
+x = opset13.parameter([-1, 4], np.float32)
+model = ov.Core().compile_model(ov.Model([opset13.relu(x)], [x]), "CPU")
+requests = [model.create_infer_request() for _ in range(8)]
+tensors = [request.get_input_tensor() for request in requests]
+barrier = threading.Barrier(len(tensors))
+
+def write(tensor):
+    barrier.wait()
+    tensor.shape = [2, 4]
+    tensor.data[:] = 1
+
+threads = [threading.Thread(target=write, args=(tensor,)) for tensor in tensors]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_streams_whose_first_tensors_meet_do_not_wait_for_each_other_for_ever() -> None:
+    """A process of its own: OpenVINO's binding could hang in the first tensor of a process only. Left to itself it did
+    in 24 of 25."""
+    subprocess.run([sys.executable, "-c", _AT_ONCE], check=True, timeout=60)

@@ -17,7 +17,7 @@ _ABOVE = {"libraries": "", "caches": "cache "}
 
 def slo_rows(report: Report) -> list[Pair]:
     """What was promised."""
-    slo = report.slo
+    slo, header = report.slo, report.study.header
     load = f"{count(slo.rate_rps)} req/s" if slo.rate_rps is not None else "none named: as high as it goes"
     if slo.trace is not None:
         load = f"the busiest of the trace {slo.trace.path}, times {slo.trace.scale:g}"
@@ -25,7 +25,7 @@ def slo_rows(report: Report) -> list[Pair]:
     return [
         ("model", slo.model_name),
         ("latency", f"p99 within {slo.latency_p99_ms:g} ms; refused and failed requests count as late"),
-        ("accuracy", str(slo.accuracy)),
+        (header.metric, slo.accuracy.of_figure(higher_is_better=header.higher_is_better)),
         ("load", load),
         ("cores", "all that the machine has for servers" if cores is None else f"{cores:,} at most"),
         ("memory", "all that the machine has" if memory is None else f"{memory:,} MiB at most"),

@@ -40,6 +40,11 @@ def test_a_trace_is_named_and_not_read_again() -> None:
     assert told["memory"] == "4,096 MiB at most"
 
 
+def test_the_floor_is_told_of_the_figure_that_was_measured() -> None:
+    assert dict(slo_rows(made.report()))["accuracy"] == "at most 0.5 points below the trained model"
+    assert dict(slo_rows(made.by_error(made.report())))["mse"] == "at most 5% above the trained model's error"
+
+
 def test_the_stages_end_in_their_sum() -> None:
     assert stage_rows(made.report())[-1] == ("in all", "7 min 9 s")
 
