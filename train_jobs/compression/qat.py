@@ -141,6 +141,12 @@ def _union(one: tuple[float, float] | None, other: tuple[float, float]) -> tuple
     return other if one is None else (min(one[0], other[0]), max(one[1], other[1]))
 
 
+def _usable(scale: Tensor) -> Tensor:
+    """1 in place of steps that are nought or so small that their inverse overflows, as ONNX Runtime's quantizer does:
+    nought would not stay nought on such a grid."""
+    return torch.where(scale >= torch.finfo(scale.dtype).tiny, scale, torch.ones_like(scale))
+
+
 class Range(nn.Module):
     """What a layer reads -> the same on a grid of 256 levels between the least and the greatest value, of which nought
     is one; followed by a moving average in training."""
@@ -166,8 +172,7 @@ class Range(nn.Module):
                     high.lerp_(greatest, 1 - self._average)
         if self.watching:
             return x
-        span = (high - low) / 255
-        scale = torch.where(span > 0, span, torch.ones_like(span))
+        scale = _usable((high - low) / 255)
         nought = torch.round(-low / scale).clamp(0, 255).to(torch.int32)
         return torch.fake_quantize_per_tensor_affine(x, scale, nought, 0, 255)
 
@@ -183,7 +188,7 @@ class Weight(nn.Module):
         with torch.no_grad():
             others = [each for each in range(weight.ndim) if each != self._axis]
             highest = weight.abs().amax(others)
-            scale = torch.where(highest > 0, highest / self._levels, torch.ones_like(highest))
+            scale = _usable(highest / self._levels)
             nought = torch.zeros_like(scale, dtype=torch.int32)
         if self._axis is None:
             return torch.fake_quantize_per_tensor_affine(weight, scale, nought, -self._levels, self._levels)

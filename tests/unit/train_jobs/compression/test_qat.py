@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper
@@ -217,6 +217,7 @@ def test_gradients_go_through_the_rounding_and_stop_where_values_are_cut_off() -
 
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=20), st.floats(0, 0.99))
+@example([-1.1754943508222875e-38], 0.0)
 def test_a_range_follows_the_batches_and_always_spans_nought(values: list[float], average: float) -> None:
     layer, x = Range(average).train(), torch.tensor(values)
     for _ in range(3):
