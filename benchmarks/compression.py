@@ -61,6 +61,19 @@ def made(name: str, runs_dir: Path, store: ArtifactStore) -> tuple[list[Variant]
     return build_variants(store, source, dataset, load_spec(spec_of(source.family)), notify=told), left_out
 
 
+def made_once(name: str, runs_dir: Path, store: ArtifactStore) -> tuple[list[Variant], list[str]]:
+    """`made`, or what it made before of the same specs, kept beside the run."""
+    path = runs_dir / name / "benchmark-variants.json"
+    specs = "".join(each.read_text() for each in sorted(_SPECS.glob("*.yaml")))
+    if path.exists():
+        there = json.loads(path.read_text())
+        if there["specs"] == specs:
+            return [store.get(each) for each in there["ids"]], there["left_out"]
+    variants, left_out = made(name, runs_dir, store)
+    files.write(path, json.dumps({"specs": specs, "ids": [v.id for v in variants], "left_out": left_out}, indent=1))
+    return variants, left_out
+
+
 def rates(store: ArtifactStore, variants: Sequence[Variant], core: int, rounds: int) -> dict[str, list[Row]]:
     """By variant and runtime: latency of one sample, and the best throughput, round by round."""
     from tune_spaces.profiler import profile, runtime_configs
@@ -155,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--store", type=Path)
     parser.add_argument("--core", type=int, default=0, help="on which everything is timed")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only-make", action="store_true", help="make and judge the variants, and time nothing yet")
     given = parser.parse_args(argv)
     store = ArtifactStore(given.store) if given.store else default_store()
     done: dict[str, Any] = {}
@@ -164,10 +178,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in given.names:
         if name in done:
             continue
-        variants, left_out = made(name, given.runs_dir, store)
+        variants, left_out = made_once(name, given.runs_dir, store)
+        if given.only_make:
+            continue
         rows = rows_of(variants, rates(store, variants, given.core, given.rounds))
         done[name] = {"rows": rows, "left_out": left_out, "table": table(name, rows, variants)}
         files.write(path, json.dumps(done, indent=1))
+    if given.only_make:
+        return
     command = f"python -m benchmarks.compression {' '.join(given.names)} --output {given.output}"
     lines = [
         "# Compression, family by family", "", f"`{command}`, {time.strftime('%F')}, on {fingerprint()}.", "",
