@@ -77,7 +77,7 @@ KINDS = {
         Kind("int8_dynamic", "graph", DynamicConfig, "quantize_dynamic_int8", "int8",
              "matrices and LSTM cells in int8, activations measured as they come"),
         Kind("weight_only", "graph", WeightOnlyConfig, "quantize_weights", None,
-             "weights stored in 8 or 4 bits, computed in fp32"),
+             "weights stored in 8 (whole or fp8) or 4 bits, computed in fp32"),
         Kind("bf16", "graph", CastConfig, "cast_bf16", "bf16", "weights in bf16"),
         Kind("fp16", "graph", CastConfig, "cast_fp16", None, "weights stored in fp16"),
         Kind("optimise", "graph", OptimiseConfig, "optimise_graph", None,

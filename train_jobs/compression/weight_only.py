@@ -7,6 +7,11 @@ DequantizeLinear it would compute for every batch, which made a small CNN 1.6 ti
 layer's bytes and may round what it reads to int8 as it comes. Whatever folds constants later makes fp32 of the bytes
 again: this pass comes last.
 
+kind="float": the bytes are floats of 4 bits exponent and 3 bits mantissa (E4M3: Micikevicius et al., "FP8 formats for
+deep learning", 2022, section 3), scaled so that the greatest of a channel is the greatest there is, 448. Small weights
+keep more of their digits than as whole numbers, large ones fewer. No CPU computes in it: like whole numbers, they are
+made fp32 when the graph is loaded.
+
 4 bits: the matrices as MatMulNBits, an operator of ONNX Runtime's, with a scale for each `block` weights of a column;
 kernels and recurrent cells, for which there is no such operator, get 8.
 """
@@ -14,14 +19,15 @@ kernels and recurrent cells, for which there is no such operator, get 8.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, Self
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
-from pydantic import BaseModel, ConfigDict
+from onnx import helper, numpy_helper, version_converter
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from cluster.errors import InvalidRequest
 from train_jobs.compression.optimise import optimise
@@ -32,6 +38,9 @@ Array = NDArray[np.float32]
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _MATRICES = ("Gemm", "MatMul")
 _LEVELS_8, _ZERO_8, _ZERO_4 = 127, 128, 8
+_GREATEST_E4M3 = 448.0
+_OPSET_E4M3 = 19
+"""ONNX casts 8-bit floats from this one on."""
 
 
 class WeightOnlyConfig(BaseModel):
@@ -41,10 +50,18 @@ class WeightOnlyConfig(BaseModel):
 
     bits: Literal[8, 4] = 8
     """4: of matrices; what has no kernel for that gets 8."""
+    kind: Literal["int", "float"] = "int"
+    """Of the 8 bits."""
     block: Literal[16, 32, 64, 128, 256] = 32
     """Weights of a column that share a scale, with bits=4."""
     operators: tuple[Operator, ...] = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
     """Whose weights."""
+
+    @model_validator(mode="after")
+    def _four_are_whole(self) -> Self:
+        if self.bits == 4 and self.kind == "float":
+            raise ValueError("kind='float' has 8 bits, and bits=4 was given; set bits=8, or kind='int'")
+        return self
 
 
 def weight_only(model: bytes, config: WeightOnlyConfig) -> bytes:
@@ -55,6 +72,8 @@ def weight_only(model: bytes, config: WeightOnlyConfig) -> bytes:
     """
     # Constants are folded first: an exporter writes a cell's matrices as slices and joins of the module's own.
     proto = onnx.load_from_string(optimise(model, "basic"))
+    if config.kind == "float" and _opset(proto) < _OPSET_E4M3:
+        proto = version_converter.convert_version(proto, _OPSET_E4M3)
     if config.bits == 4:
         matrices = [name for name in config.operators if name in _MATRICES]
         if not _in_four_bits(proto, matrices, config.block):
@@ -62,7 +81,7 @@ def weight_only(model: bytes, config: WeightOnlyConfig) -> bytes:
                 f"the graph has no Gemm or MatMul by a constant matrix among operators={list(config.operators)}, and "
                 "only those are stored in 4 bits; set bits=8"
             )
-    stored = in_eight_bits(proto, config.operators)
+    stored = (in_eight_bits if config.kind == "int" else in_float8)(proto, config.operators)
     if config.bits == 8 and not stored:
         raise InvalidRequest(
             f"the graph has no fp32 kernel or matrix of {', '.join(config.operators)} to store in 8 bits; leave this "
@@ -103,6 +122,29 @@ def in_eight_bits(model: onnx.ModelProto, operators: Collection[str]) -> int:
     return len(stored)
 
 
+def in_float8(model: onnx.ModelProto, operators: Collection[str]) -> int:
+    """Store the constant weights of `operators` as E4M3, in place. Returns how many tensors that were."""
+    floats = _matrices_of(model)
+    stored: dict[str, list[onnx.TensorProto]] = {}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        for name in _weights_of(node) if node.op_type in operators else []:
+            if name in floats and name not in stored:
+                values, scales = float8(floats[name], _axis(node, floats[name].ndim))
+                data = helper.make_tensor(
+                    f"{name}.fp8", onnx.TensorProto.FLOAT8E4M3FN, values.shape, values.tobytes(), raw=True
+                )
+                stored[name] = [data, numpy_helper.from_array(scales, f"{name}.scale")]
+                nodes.append(_node("Cast", [f"{name}.fp8"], f"{name}.float", to=onnx.TensorProto.FLOAT))
+                nodes.append(_node("Mul", [f"{name}.float", f"{name}.scale"], name))
+    _replace(model, stored, [*nodes, *model.graph.node])
+    return len(stored)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)
+
+
 def _node(kind: str, reads: list[str], gives: str, **attributes: int) -> onnx.NodeProto:
     return helper.make_node(kind, reads, [gives], name=f"{gives}.{kind.lower()}", **attributes)
 
@@ -112,8 +154,24 @@ def quantized(values: Array, axis: int) -> tuple[NDArray[np.int8], Array]:
     `values` by half a scale at most."""
     others = tuple(each for each in range(values.ndim) if each != axis)
     highest = np.abs(values).max(axis=others, initial=0.0, keepdims=True)
-    scales = np.where(highest > 0, highest / _LEVELS_8, 1.0).astype(np.float32)
+    scales = _usable(highest / _LEVELS_8)
     return np.clip(np.round(values / scales), -_LEVELS_8, _LEVELS_8).astype(np.int8), scales
+
+
+def _usable(scales: Array) -> Array:
+    """1 in place of scales that are nought, or so small that they have lost digits: what they scale is nought then."""
+    return np.where(np.abs(scales) >= np.finfo(np.float32).tiny, scales, 1.0).astype(np.float32)
+
+
+def float8(values: Array, axis: int) -> tuple[NDArray[np.generic], Array]:
+    """E4M3 numbers, and a scale for each place along `axis` (the other dimensions are 1): their product is off `values`
+    by a sixteenth of the value at most, or, of those under a sixty-fourth of a scale, by 1/1024 of a scale."""
+    others = tuple(each for each in range(values.ndim) if each != axis)
+    highest = np.abs(values).max(axis=others, initial=0.0, keepdims=True)
+    scales = _usable(highest / _GREATEST_E4M3)
+    # Rounded up, the greatest may be beyond 448, which E4M3 without infinities makes not a number.
+    bounded = np.clip(values / scales, -_GREATEST_E4M3, _GREATEST_E4M3)
+    return bounded.astype(ml_dtypes.float8_e4m3fn), scales
 
 
 def packed(matrix_KN: Array, block: int) -> tuple[NDArray[np.uint8], Array]:
@@ -128,7 +186,7 @@ def packed(matrix_KN: Array, block: int) -> tuple[NDArray[np.uint8], Array]:
     filled_NK = np.pad(matrix_KN.T, ((0, 0), (0, rows - matrix_KN.shape[0])))
     blocks = filled_NK.reshape(matrix_KN.shape[1], -1, block)
     farthest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
-    scales = np.where(farthest != 0, farthest / -_ZERO_4, 1.0).astype(np.float32)
+    scales = _usable(farthest / -_ZERO_4)
     numbers = (np.clip(np.round(blocks / scales), -_ZERO_4, _ZERO_4 - 1) + _ZERO_4).astype(np.uint8)
     return np.asarray(numbers[..., ::2] | numbers[..., 1::2] << 4, np.uint8), scales[..., 0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -29,7 +30,7 @@ from tests.unit.train_jobs.compression.graphs import (
 from train_jobs.compression import weight_only as module
 from train_jobs.compression.optimise import optimise
 from train_jobs.compression.quantize import QuantizeConfig, quantize
-from train_jobs.compression.weight_only import WeightOnlyConfig, in_eight_bits, packed, quantized, weight_only
+from train_jobs.compression.weight_only import WeightOnlyConfig, float8, in_eight_bits, packed, quantized, weight_only
 
 FLOATS = st.floats(-100, 100, width=32)
 
@@ -42,11 +43,21 @@ def test_eight_bits_answer_nearly_as_fp32_in_every_runtime(family: str, runtime:
     assert decibels(small.run(small.graph), small.run_in(runtime, made)) > 30
 
 
+@pytest.mark.parametrize("runtime", runtimes_for("onnx"))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_quarter_of_the_bytes(family: str) -> None:
+def test_eight_bit_floats_answer_nearly_as_fp32_in_every_runtime(family: str, runtime: str) -> None:
+    small = FAMILIES[family]()
+    made = weight_only(small.graph, WeightOnlyConfig(kind="float"))
+    assert decibels(small.run(small.graph), small.run_in(runtime, made)) > 20
+
+
+@pytest.mark.parametrize("kind", ["int", "float"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_quarter_of_the_bytes(family: str, kind: Literal["int", "float"]) -> None:
+    config = WeightOnlyConfig(kind=kind)
     graph = optimise(FAMILIES[family]().graph, "basic")
-    made = constants(weight_only(graph, WeightOnlyConfig()))
-    before, after = matrices(graph), matrices(weight_only(graph, WeightOnlyConfig()))
+    made = constants(weight_only(graph, config))
+    before, after = matrices(graph), matrices(weight_only(graph, config))
     assert len(before) == len(after)
     assert {array.itemsize for array in after.values()} == {1}
     assert sum(array.nbytes for array in after.values()) == sum(array.nbytes for array in before.values()) / 4
@@ -77,6 +88,25 @@ def test_a_stored_weight_is_off_by_half_a_step_at_most(values: NDArray[np.float3
 
 
 @given(
+    hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=4, max_side=5), elements=FLOATS),
+    st.integers(0, 3),
+)
+def test_an_eight_bit_float_is_off_by_a_sixteenth_of_itself_at_most(values: NDArray[np.float32], axis: int) -> None:
+    axis %= values.ndim
+    stored, scales = float8(values, axis)
+    assert scales.shape == tuple(size if each == axis else 1 for each, size in enumerate(values.shape))
+    restored = stored.astype(np.float64) * scales
+    assert np.all(np.isfinite(restored))
+    assert np.all(np.abs(restored - values) <= np.maximum(np.abs(values) / 16, scales / 1024) * 1.0001)
+    assert np.all(restored[values == 0] == 0)
+
+
+def test_a_float_of_four_bits_is_refused() -> None:
+    with pytest.raises(ValidationError, match="set bits=8, or kind='int'"):
+        WeightOnlyConfig(bits=4, kind="float")
+
+
+@given(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.integers(1, 4)), elements=FLOATS),
     st.sampled_from([16, 32]),
 )
@@ -95,7 +125,7 @@ def test_a_packed_weight_is_off_by_a_step_at_most_and_its_block_s_farthest_is_ex
     for first in range(0, rows, block):
         part, own = matrix[first : first + block], restored[first : first + block]
         at = np.abs(part).argmax(0)
-        np.testing.assert_allclose(own[at, range(columns)], part[at, range(columns)], rtol=1e-6)
+        np.testing.assert_allclose(own[at, range(columns)], part[at, range(columns)], rtol=1e-6, atol=1e-36)
 
 
 @pytest.mark.parametrize("runtime", runtimes_for("onnx"))
