@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks import files
@@ -26,6 +28,7 @@ from cluster.profiles import curves
 from cluster.runtimes import RuntimeConfig
 from cluster.slo import AccuracyFloor
 from cluster.variants import Variant
+from train_jobs import runs
 
 _SAY = Console(stderr=True, soft_wrap=True).print
 _SPECS = Path(__file__).parent / "specs"
@@ -43,7 +46,6 @@ def spec_of(family: str) -> Path:
 
 def made(name: str, runs_dir: Path, store: ArtifactStore) -> tuple[list[Variant], list[str]]:
     """The run's variants, and what was said of those that could not be made."""
-    from train_jobs import runs
     from train_jobs.compression.compress import build_variants
     from train_jobs.compression.spec import load_spec
     from train_jobs.compression.trained import of_finished
@@ -74,7 +76,17 @@ def made_once(name: str, runs_dir: Path, store: ArtifactStore) -> tuple[list[Var
     return variants, left_out
 
 
-def rates(store: ArtifactStore, variants: Sequence[Variant], core: int, rounds: int) -> dict[str, list[Row]]:
+def samples(name: str, runs_dir: Path, variant: Variant) -> NDArray[np.generic]:
+    """What everything is timed on: an early exit gains by the data."""
+    from tune_spaces.tune import samples_of
+
+    config = runs.load(name, runs_dir).config
+    return samples_of(config.task.load(config.dataset, notify=_SAY), variant)
+
+
+def rates(
+    store: ArtifactStore, variants: Sequence[Variant], core: int, rounds: int, given: NDArray[np.generic]
+) -> dict[str, list[Row]]:
     """By variant and runtime: latency of one sample, and the best throughput, round by round."""
     from tune_spaces.profiler import profile, runtime_configs
 
@@ -82,7 +94,10 @@ def rates(store: ArtifactStore, variants: Sequence[Variant], core: int, rounds: 
     found: dict[str, list[Row]] = {}
     for number in range(rounds):
         _SAY(f"round {number + 1} of {rounds}: {len(jobs)} pairs of variant and runtime")
-        profiles = profile(store, jobs, batch_sizes=_BATCHES, cpus=[core], fresh=True, on_progress=lambda line: None)
+        profiles = profile(
+            store, jobs, batch_sizes=_BATCHES, cpus=[core], fresh=True, samples=given,
+            on_progress=lambda line: _SAY(line) if line.startswith("left out") else None,
+        )  # fmt: skip
         for curve in curves(profiles):
             found.setdefault(_key(curve.variant_id, curve.runtime), []).append({
                 "latency_s": curve.points[0].latency_p50_s, "throughput_rps": curve.best.throughput_rps,
@@ -181,7 +196,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         variants, left_out = made_once(name, given.runs_dir, store)
         if given.only_make:
             continue
-        rows = rows_of(variants, rates(store, variants, given.core, given.rounds))
+        rows = rows_of(variants, rates(
+            store, variants, given.core, given.rounds, samples(name, given.runs_dir, variants[0])
+        ))
         done[name] = {"rows": rows, "left_out": left_out, "table": table(name, rows, variants)}
         files.write(path, json.dumps(done, indent=1))
     if given.only_make:

@@ -31,7 +31,7 @@ from tune_spaces.search import Recorder, Search, SearchBudget, grid
 from tune_spaces.spaces import SearchSpace
 from tune_spaces.stages import Cores, Stages
 from tune_spaces.traffic import target_of
-from tune_spaces.tune import baseline_of, dataset_of, header_of, live_deployment, space_of, variants_named
+from tune_spaces.tune import baseline_of, dataset_of, header_of, live_deployment, samples_of, space_of, variants_named
 
 _QUEUE = 1024
 _GRID = TrialProtocol("grid", step_s=1.5, warmup_s=0.3, steps=3, closed_loop_s=0.5)
@@ -68,14 +68,14 @@ def measure(arguments: argparse.Namespace, slo: Slo, stages: Stages) -> None:
     """Search, grid, final rounds; then report.json and report.md."""
     store, cores = default_store(), Cores.split(slo.budget.cores)
     variants = variants_named(store, arguments.name)
-    dataset = dataset_of(variants, stages)
-    space = space_of(variants, slo, store, cores=cores, stages=stages)
+    samples = samples_of(dataset_of(variants, stages), variants[0])
+    space = space_of(variants, slo, store, cores=cores, stages=stages, samples=samples)
     baseline = baseline_of(space, variants)
     variant = next(v for v in variants if v.id == baseline.variant_id)
     protocol = TRIAL_PROTOCOLS[arguments.protocol]
 
     def target(host: str, port: int) -> Target:
-        return target_of(host, port, slo.model_name, variant, dataset.x_test[:256])
+        return target_of(host, port, slo.model_name, variant, samples)
 
     def records(name: str, used: TrialProtocol) -> StudyStore:
         store = StudyStore((arguments.output / name).resolve())  # trials run in another folder

@@ -6,10 +6,12 @@ figures. Each batch size is warmed up and repeated until its median's interval i
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from cluster.hardware import fingerprint, profile_key
 from cluster.local_supervisor import die_with_parent
 from cluster.profiles import Profile, ProfileStore
 from cluster.runtimes import RuntimeConfig, load_runtime, runtimes_for
+from cluster.runtimes.base import Tensors
 from cluster.tensors import NUMPY_OF_DATATYPE
 from cluster.variants import Variant
 
@@ -34,6 +37,8 @@ _NARROW = 0.03
 """Stop early when the 95% interval of the median is within 3% of it on either side."""
 _LONGEST_S = 1.0
 """Batches that take longer are not made larger still."""
+_SAMPLES, _TURNS = 2048, 16
+"""How many samples a measuring process gets; how many batches of them it takes in turn."""
 Job = tuple[Variant, RuntimeConfig]
 
 
@@ -62,10 +67,14 @@ def profile(
     cpus: Sequence[int] | None = None,
     longest_s: float = _LONGEST_S,
     fresh: bool = False,
+    samples: NDArray[np.generic] | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> list[Profile]:
     """Profile each job on `cpus` (None: any), one at a time; what was measured before on this hardware is not measured
     again unless `fresh`. Batch sizes after one that took over `longest_s` are left out.
+
+    `samples` (N, ...) are what variants of one such input are given, a different batch at each call; others are given
+    noise, which is as good where a graph does the same work for all of it. One with early exits does not.
 
     A job that fails is left out and `on_progress` told why; raises InferenceFailed with the last words if all fail.
     """
@@ -81,7 +90,7 @@ def profile(
             continue
         on_progress(what)
         try:
-            measured = _in_own_process(store, variant, config, batch_sizes, cpus, longest_s)
+            measured = _in_own_process(store, variant, config, batch_sizes, cpus, longest_s, samples)
         except InferenceFailed as error:
             failures.append(str(error))
             on_progress(f"left out: {error}")
@@ -124,9 +133,9 @@ def _key_on(cpus: Sequence[int] | None, config: RuntimeConfig) -> str:
 
 def _in_own_process(
     store: ArtifactStore, variant: Variant, config: RuntimeConfig, batch_sizes: Sequence[int],
-    cpus: Sequence[int] | None, longest_s: float,
+    cpus: Sequence[int] | None, longest_s: float, samples: NDArray[np.generic] | None,
 ) -> list[Profile]:  # fmt: skip
-    job = {
+    job: dict[str, Any] = {
         "store": str(store.root),
         "variant": variant.id,
         "runtime": config.model_dump(),
@@ -134,9 +143,13 @@ def _in_own_process(
         "cpus": list(cpus or []),
         "longest_s": longest_s,
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "tune_spaces.profiler", json.dumps(job)], capture_output=True, text=True, check=False
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        if samples is not None and takes(variant, samples):
+            job["samples"] = f"{folder}/samples.npy"
+            np.save(job["samples"], samples[:_SAMPLES], allow_pickle=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "tune_spaces.profiler", json.dumps(job)], capture_output=True, text=True, check=False
+        )
     if done.returncode != 0:
         raise InferenceFailed(
             f"profiling {variant.name} on {config} in a process of its own ended with code {done.returncode}: "
@@ -173,6 +186,30 @@ def time_batches(run: Callable[[], object], *, budget_s: float = _SECONDS_PER_BA
     return np.asarray(took)
 
 
+def takes(variant: Variant, samples: NDArray[np.generic]) -> bool:
+    """Is it of one input, and are these (N, ...) that?"""
+    spec = variant.inputs[0]
+    fits = len(samples) > 0 and samples.ndim == len(spec.shape) and samples.dtype == NUMPY_OF_DATATYPE[spec.datatype]
+    return fits and len(variant.inputs) == 1 and all(
+        wanted in (-1, got) for wanted, got in zip(spec.shape[1:], samples.shape[1:], strict=True)
+    )
+
+
+def _batches(variant: Variant, batch_size: int, samples: NDArray[np.generic] | None) -> list[Tensors]:
+    """Of the samples, which follow one another from batch to batch and begin anew at the end; without any one of
+    noise."""
+    if samples is not None:
+        rows = [np.arange(k * batch_size, (k + 1) * batch_size) % len(samples) for k in range(_TURNS)]
+        return [{variant.inputs[0].name: np.ascontiguousarray(samples[each])} for each in rows]
+    rng = np.random.default_rng(0)
+    return [{
+        spec.name: rng.integers(0, 255, (batch_size, *(max(n, 1) for n in spec.shape[1:]))).astype(
+            NUMPY_OF_DATATYPE[spec.datatype]
+        )
+        for spec in variant.inputs
+    }]  # fmt: skip
+
+
 def _profile_here(job: dict[str, Any]) -> list[dict[str, Any]]:
     if job["cpus"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job["cpus"])
@@ -182,16 +219,11 @@ def _profile_here(job: dict[str, Any]) -> list[dict[str, Any]]:
     process = psutil.Process()
     before = process.memory_info().rss
     runtime = load_runtime(store, variant, config)
-    rng = np.random.default_rng(0)
+    samples = np.load(job["samples"], allow_pickle=False) if "samples" in job else None
     rows: list[dict[str, Any]] = []
     for batch_size in job["batch_sizes"]:
-        inputs = {
-            spec.name: rng.integers(0, 255, (batch_size, *(max(n, 1) for n in spec.shape[1:]))).astype(
-                NUMPY_OF_DATATYPE[spec.datatype]
-            )
-            for spec in variant.inputs
-        }
-        took = time_batches(lambda inputs=inputs: runtime.infer(inputs))  # type: ignore[misc]
+        batches = itertools.cycle(_batches(variant, batch_size, samples))
+        took = time_batches(lambda batches=batches: runtime.infer(next(batches)))  # type: ignore[misc]
         middle = float(np.median(took))
         rows.append(
             Profile(

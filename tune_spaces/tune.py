@@ -15,9 +15,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from cluster import manifests, native
 from cluster.artifacts import ArtifactStore
@@ -32,21 +34,21 @@ from cluster.profiles import Curve, Profile, curves
 from cluster.runtimes import RuntimeConfig
 from cluster.slo import Slo
 from cluster.studies import Study, StudyHeader, StudyStore
+from cluster.tensors import NUMPY_OF_DATATYPE
 from cluster.variants import Variant
 from tune_spaces.live import TRIAL_PROTOCOLS, LiveDeployment, TrialProtocol
 from tune_spaces.measure import Bench
-from tune_spaces.profiler import profile, runtime_configs
+from tune_spaces.profiler import profile, runtime_configs, takes
 from tune_spaces.report.report import Report, write
 from tune_spaces.search import Recorder, Search, SearchBudget
 from tune_spaces.spaces import SearchSpace, candidates, search_space
 from tune_spaces.stages import Cores, Stages
 from tune_spaces.traffic import target_of
 
-if TYPE_CHECKING:
-    from train_jobs.datasets import LabelledDataset
-
 _SPACE = "space.json"
 """What was searched, kept beside the study."""
+_SAMPLES = 256
+"""Of which the load is made."""
 _MOST_RPS = 12_000.0
 """The client is not asked to prove more than this: one core of it holds no more."""
 
@@ -111,19 +113,36 @@ def made_once(
     return variants
 
 
-def dataset_of(variants: Sequence[Variant], stages: Stages) -> LabelledDataset:
+def dataset_of(variants: Sequence[Variant], stages: Stages) -> Any:
     """The data set that the variants were measured on, for the samples that the load is made of."""
     from train_jobs import datasets
+    from train_jobs.config import TrainConfig
 
     described = variants[0].provenance.get("dataset")
     spec = described.get("spec") or described.get("name") if isinstance(described, dict) else None
     if not isinstance(spec, str):
         raise ConfigError(f"variant {variants[0].name} does not say what it was measured on; make it again")
+    config = variants[0].provenance.get("config")
+    if isinstance(config, dict):  # of a run, whose task knows its kinds of data
+        return TrainConfig.model_validate(config).task.load(spec, notify=stages.notice)
     return datasets.load(spec, notify=stages.notice)
 
 
+def samples_of(dataset: Any, variant: Variant) -> NDArray[np.generic]:
+    """What the load is made of (256, ...): pictures of the test part where `variant` takes such; of what is drawn, as a
+    generator's latent numbers, and of windows of series, noise with mean 0 and deviation 1, as they have."""
+    pictures = getattr(dataset, "x_test", None)
+    if isinstance(pictures, np.ndarray) and takes(variant, pictures):
+        return pictures[:_SAMPLES]
+    spec, rng = variant.inputs[0], np.random.default_rng(0)
+    shape, kind = (_SAMPLES, *(max(n, 1) for n in spec.shape[1:])), NUMPY_OF_DATATYPE[spec.datatype]
+    if kind.kind == "f":
+        return rng.standard_normal(shape).astype(kind)
+    return rng.integers(0, 2 if kind.kind == "b" else 255, shape).astype(kind)
+
+
 def tune(
-    variants: Sequence[Variant], dataset: LabelledDataset, slo: Slo, store: ArtifactStore, *, folder: Path,
+    variants: Sequence[Variant], dataset: Any, slo: Slo, store: ArtifactStore, *, folder: Path,
     budget: SearchBudget, protocol: TrialProtocol, stages: Stages, command: str = "",
 ) -> Tuned:  # fmt: skip
     """Profile, search, choose. The study is kept in `folder`/study and resumed from there.
@@ -132,7 +151,8 @@ def tune(
     with what came nearest, where no configuration keeps it.
     """
     cores = Cores.split(slo.budget.cores)
-    space = space_of(variants, slo, store, cores=cores, stages=stages)
+    samples = samples_of(dataset, variants[0])
+    space = space_of(variants, slo, store, cores=cores, stages=stages, samples=samples)
     baseline = baseline_of(space, variants)
     records = StudyStore((folder / "study").resolve())  # trials run in a worker, which has a folder of its own
     records.open(header_of(variants, slo, space, protocol, cores, name=folder.name, command=command))
@@ -140,7 +160,7 @@ def tune(
     variant = next(v for v in variants if v.id == baseline.variant_id)
 
     def target(host: str, port: int) -> Target:
-        return target_of(host, port, slo.model_name, variant, dataset.x_test[:256])
+        return target_of(host, port, slo.model_name, variant, samples)
 
     with live_deployment(space, baseline, target, slo, store, cores, protocol, stages, folder.name) as live:
         recorder = Recorder(live.deployment, protocol, records, space, live.empty_replica_bytes)
@@ -193,9 +213,11 @@ def _finite(value: float | None) -> bool:
 
 
 def space_of(
-    variants: Sequence[Variant], slo: Slo, store: ArtifactStore, *, cores: Cores, stages: Stages
-) -> SearchSpace:
-    """Refuse what cannot be, profile what may be, and return what is left to search."""
+    variants: Sequence[Variant], slo: Slo, store: ArtifactStore, *, cores: Cores, stages: Stages,
+    samples: NDArray[np.generic] | None = None,
+) -> SearchSpace:  # fmt: skip
+    """Refuse what cannot be, profile what may be (on `samples`, as `profile` says), and return what is left to
+    search."""
     slo.refuse_impossible(
         cores=cores.count, memory_bytes=psutil.virtual_memory().total, root=variants[0].accuracy
     )
@@ -207,7 +229,7 @@ def space_of(
         if config.name == runtime
     ]
     with stages.stage("profile: every variant that may be served in every runtime, a process each"):
-        profiles = profile(store, jobs, cpus=cores.server or None, on_progress=stages.say)
+        profiles = profile(store, jobs, cpus=cores.server or None, samples=samples, on_progress=stages.say)
     return search_space(variants, curves(profiles), slo, cores=cores.count, left_out=left_out)
 
 
@@ -320,7 +342,7 @@ def report_of(
 
 
 def tune_and_report(
-    variants: Sequence[Variant], dataset: LabelledDataset, slo: Slo, store: ArtifactStore, *, folder: Path,
+    variants: Sequence[Variant], dataset: Any, slo: Slo, store: ArtifactStore, *, folder: Path,
     budget: SearchBudget, protocol: TrialProtocol, stages: Stages, command: str,
 ) -> tuple[Tuned, Path]:  # fmt: skip
     """`tune`, then the plan's files and the report in `folder`; returns the page's path too."""

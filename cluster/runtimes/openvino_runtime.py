@@ -5,8 +5,9 @@ promises a latency warms up every size first (serve_apps/deployment.py does).
 
 It computes 64-bit numbers in 32 bits. Of a place beyond the end of a table its Gather makes a row of zeros, where other
 runtimes fail; GatherND and its like do not look, and answer with whatever lies in memory there: graphs in which a
-request's numbers reach those are refused. With one thread it also loses the error of an operator that cannot take its
-tensors' shapes, and answers with what an earlier batch left: seen by the number of rows.
+request's numbers reach those are refused. So are those that may hand a pool no rows at all. With one thread it also
+loses the error of an operator that cannot take its tensors' shapes, and answers with what an earlier batch left: seen
+by the number of rows.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class OpenVinoRuntime:
             core = ov.Core()
             graph = _read(core, data)
             _refuse_unchecked_places(graph, variant)
+            _refuse_pools_of_nothing(graph, variant)
             self._model = core.compile_model(graph, "CPU", settings)
         except ConfigError:
             raise
@@ -138,6 +140,21 @@ def _refuse_unchecked_places(graph: ov.Model, variant: Variant) -> None:
             raise ConfigError(
                 f"variant {variant.name} looks up places that a request names with {kind} ({name}), and OpenVINO does "
                 "not check them; use runtime onnxruntime"
+            )
+
+
+def _refuse_pools_of_nothing(graph: ov.Model, variant: Variant) -> None:
+    """Raise ConfigError where a pool gets as many rows as the data has it: none at times, which it does not take."""
+    counted: dict[str, bool] = {}
+    """By node: does the number of its rows follow from how many values are not zero?"""
+    for node in graph.get_ordered_ops():
+        kind, name = node.get_type_name(), node.get_friendly_name()
+        sources = [counted[port.get_source_output().get_node().get_friendly_name()] for port in node.inputs()]
+        counted[name] = kind == "NonZero" or (any(sources) and kind != "ShapeOf")
+        if kind in ("MaxPool", "AvgPool") and sources[0]:
+            raise ConfigError(
+                f"variant {variant.name} may leave no row for {kind} {name}, and OpenVINO's takes a row at least; use "
+                "runtime onnxruntime"
             )
 
 

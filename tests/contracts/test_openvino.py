@@ -17,7 +17,7 @@ from cluster.errors import ConfigError, InferenceFailed
 from cluster.runtimes import Runtime, load_runtime
 from cluster.runtimes.base import Tensors
 from cluster.runtimes.openvino_runtime import OpenVinoRuntime
-from cluster.variants import Precision, Variant
+from cluster.variants import Precision, TensorSpec, Variant
 from tests.contracts.onnx_graphs import OnnxContract, constant, floats, graph
 from tests.contracts.runtime_contract import PLACES, ROWS, SUMS, Embedding, eager, lanes_of, model, pictures
 from train_jobs.export import INPUT, output_spec
@@ -77,6 +77,20 @@ class TestOpenVino(OnnxContract):
         runtime = self.looked_up(store, "GatherND", *nodes)
         answer = runtime.infer({"x": np.full(self.streams, 99)})["y"]
         np.testing.assert_array_equal(answer, [[4, 5, 6, 7]] * self.streams)
+
+    def test_a_pool_that_may_get_no_rows_is_refused(self, store: ArtifactStore) -> None:
+        """Early exits are such graphs: a batch that leaves whole leaves none."""
+        nodes = [
+            helper.make_node("ReduceMax", ["x"], ["most"], axes=[1, 2], keepdims=0),
+            helper.make_node("NonZero", ["most"], ["rows_1N"]),
+            helper.make_node("Squeeze", ["rows_1N", "first"], ["rows"]),
+            helper.make_node("Gather", ["x", "rows"], ["kept"], axis=0),
+            helper.make_node("MaxPool", ["kept"], ["y"], kernel_shape=[2]),
+        ]
+        data = graph(nodes, [floats("x", None, 1, 4)], [floats("y", None, 1, 3)], [constant("first", np.array([0]))])
+        specs = [TensorSpec(name=name, datatype="FP32", shape=(-1, 1, n)) for name, n in (("x", 4), ("y", 3))]
+        with pytest.raises(ConfigError, match="may leave no row for MaxPool"):
+            load_runtime(store, self.stored(store, data, specs[0], specs[1]), self.config())
 
     @pytest.mark.parametrize("place", [2**31, 2**32 + 1, -(2**31) - 1])
     def test_what_does_not_fit_in_32_bits_is_refused_and_not_cut_off(self, store: ArtifactStore, place: int) -> None:

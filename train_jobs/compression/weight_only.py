@@ -19,7 +19,7 @@ kernels and recurrent cells, for which there is no such operator, get 8.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import ml_dtypes
 import numpy as np
@@ -158,7 +158,7 @@ def quantized(values: Array, axis: int) -> tuple[NDArray[np.int8], Array]:
     return np.clip(np.round(values / scales), -_LEVELS_8, _LEVELS_8).astype(np.int8), scales
 
 
-def _usable(scales: Array) -> Array:
+def _usable(scales: NDArray[np.floating[Any]]) -> Array:
     """1 in place of scales that are nought, or so small that they have lost digits: what they scale is nought then."""
     return np.where(np.abs(scales) >= np.finfo(np.float32).tiny, scales, 1.0).astype(np.float32)
 

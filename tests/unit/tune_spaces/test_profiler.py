@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from cluster.artifacts import ArtifactStore
 from cluster.errors import InferenceFailed
@@ -215,3 +216,46 @@ def test_free_dimensions_beside_the_batch_are_measured_at_their_smallest(store: 
     (made,) = profile(store, [(stored, RuntimeConfig())], batch_sizes=(2,))
     assert isinstance(made, Profile)
     assert made.batch_size == 2
+
+
+def places(store: ArtifactStore) -> Variant:
+    """Looks its numbers up in a table of ten, and fails for any other."""
+    table = numpy_helper.from_array(np.arange(10, dtype=np.float32), "table")
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "x"], ["y"])], "places",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, [None, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 2])], [table],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    inputs, outputs = (
+        (TensorSpec(name=name, datatype=datatype, shape=(-1, 2)),) for name, datatype in (("x", "INT64"), ("y", "FP32"))
+    )
+    variant = Variant(name="m/places", family="test", format="onnx", precision="fp32", inputs=inputs, outputs=outputs)
+    return store.put(variant, {"model.onnx": model.SerializeToString()})
+
+
+def test_real_samples_are_measured_where_there_are_some(store: ArtifactStore) -> None:
+    jobs = [(places(store), RuntimeConfig(name="onnxruntime"))]
+    samples = np.arange(6, dtype=np.int64).reshape(3, 2)
+    assert len(profile(store, jobs, batch_sizes=[1, 4], samples=samples, fresh=True)) == 2
+    with pytest.raises(InferenceFailed):
+        profile(store, jobs, batch_sizes=[1, 4], fresh=True)
+    with pytest.raises(InferenceFailed):
+        profile(store, jobs, batch_sizes=[1], samples=samples.astype(np.int32), fresh=True)
+
+
+def test_batches_follow_one_another_and_begin_anew(store: ArtifactStore) -> None:
+    samples = np.arange(10, dtype=np.int64).reshape(5, 2)
+    first, second, third, *_ = (batch["x"][:, 0].tolist() for batch in profiler._batches(places(store), 3, samples))
+    assert (first, second, third) == ([0, 2, 4], [6, 8, 0], [2, 4, 6])
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "expected"),
+    [((3, 2), np.int64, True), ((0, 2), np.int64, False), ((3, 4), np.int64, False), ((3, 2), np.int32, False),
+     ((3,), np.int64, False)],
+)  # fmt: skip
+def test_only_samples_of_the_input_s_shape_and_kind_are_taken(
+    store: ArtifactStore, shape: tuple[int, ...], kind: type, expected: bool
+) -> None:
+    assert profiler.takes(places(store), np.zeros(shape, kind)) == expected
