@@ -50,7 +50,7 @@ class Budget:
     flip: bool = True
     labels: int = 300
     """Training pictures of each class."""
-    epochs: int = 5
+    epochs: int = 15
     cycles: int = 3
     """Snapshots; members of the ensemble; how many times as long the long runs are."""
     few: tuple[int, ...] = (5, 20, 50)
@@ -136,7 +136,7 @@ def _transfers(base: TrainConfig, budget: Budget, few: int, source: str, target:
     classes = len(_data(target).labels)
     common = {
         "dataset": target, "labels_per_class": few, "epochs": budget.few_epochs, "batch_size": few * classes // 5,
-        "validation": 0.05 if target == budget.other else 0.01, "lr": 1e-3,
+        "validation": 0.05 if target == budget.other else 0.01,
     }  # fmt: skip
     plain, thaw_epochs = f"{target}-{few}-scratch", max(1, budget.few_epochs // 10)
     ways: dict[str, dict[str, Any]] = {

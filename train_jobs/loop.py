@@ -231,7 +231,8 @@ def train(
     task.parts = _placed(task.parts, device, dtype)
     model = task.model
     if config.transfer is not None and resume is None:
-        load_weights(model, config.transfer, runs_dir=runs_dir)
+        classes_of = config.dataset if config.task.kind in ("classify", "distill", "multitask") else None
+        load_weights(model, config.transfer, runs_dir=runs_dir, classes_of=classes_of)
     for phase in task.phases:
         phase.loss.to(device, dtype)
         phase.loss.to(memory_format=torch.channels_last)  # 1.7 times as fast on a CPU: pooling is, above all

@@ -6,6 +6,7 @@ input: Howard and Ruder, "Universal Language Model Fine-tuning for Text Classifi
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from train_jobs.runs import Run
 
 
+_FILES = (".safetensors", ".pth", ".pt")
+
+
 class TransferConfig(BaseModel):
     """Where the weights come from, and how carefully they are changed."""
 
@@ -37,10 +41,16 @@ class TransferConfig(BaseModel):
     """The learning rate of each block, times that of the block after it."""
     thaw_epochs: int | None = Field(default=None, ge=1)
     """Begin with the head alone and add one block, from the head downwards, every so many epochs."""
+    new_head: bool | None = None
+    """Begin with a fresh head, though the source's may have the same shape. None: if the source is a run that learned
+    the classes of other data: a head that is sure of those is worse than none."""
 
 
-def load_weights(model: nn.Module, config: TransferConfig, *, runs_dir: Path | None) -> list[str]:
-    """Put the weights of `config.source` into `model`, but for what has another shape there: the head, as a rule.
+def load_weights(
+    model: nn.Module, config: TransferConfig, *, runs_dir: Path | None, classes_of: str | None = None
+) -> list[str]:
+    """Put the weights of `config.source` into `model`, but for what has another shape there, and for a head of other
+    classes. `classes_of` names the data whose classes the model is to tell apart; None: it tells none apart.
 
     Returns the names of what stays as it was. Raises ConfigError if there are no such weights, or none of them fits.
     """
@@ -53,8 +63,29 @@ def load_weights(model: nn.Module, config: TransferConfig, *, runs_dir: Path | N
             f"transfer.source={config.source!r} holds no weight of this model's shapes; take a run with the same model "
             "(model.kind, model.width)"
         )
+    if _has_new_head(config, runs_dir, classes_of):
+        mine = {id(parameter) for parameter in _head(model).parameters()}
+        fresh = {name for name, parameter in model.named_parameters() if id(parameter) in mine}
+        fitting = {name: tensor for name, tensor in fitting.items() if name not in fresh}
     model.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting and not name.startswith("preprocess.")]
+
+
+def _head(model: nn.Module) -> nn.Module:
+    heads = getattr(model, "heads", None)
+    return heads if isinstance(heads, nn.Module) else model.blocks()[-1]  # type: ignore[operator]
+
+
+def _has_new_head(config: TransferConfig, runs_dir: Path | None, classes_of: str | None) -> bool:
+    if config.new_head is not None or classes_of is None:
+        return bool(config.new_head)
+    if config.source == "torchvision" or config.source.endswith(_FILES):
+        return False
+    try:
+        kept = json.loads((find_run(config.source, runs_dir) / "run.json").read_text())
+        return bool(kept["config"]["dataset"] != classes_of)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _weights(model: nn.Module, source: str, runs_dir: Path | None) -> dict[str, Tensor]:
@@ -63,7 +94,7 @@ def _weights(model: nn.Module, source: str, runs_dir: Path | None) -> dict[str, 
         if published is None:
             raise ConfigError("transfer.source=torchvision has weights for resnet18, resnet50 and mobilenet_v3 only")
         return published()  # type: ignore[no-any-return]
-    path = find_run(source, runs_dir) if not source.endswith((".safetensors", ".pth", ".pt")) else Path(source)
+    path = find_run(source, runs_dir) if not source.endswith(_FILES) else Path(source)
     file = path / "model.safetensors" if path.is_dir() else path
     try:
         if file.suffix == ".safetensors":

@@ -62,6 +62,29 @@ def test_a_run_gives_all_but_a_head_of_another_size(four: LabelledDataset, runs_
     assert not torch.equal(fresh["preprocess.scale"], source["preprocess.scale"]), "normalised by its own pictures"
 
 
+@pytest.mark.parametrize(
+    ("new_head", "classes_of", "fresh"),
+    [(None, "digits", False), (None, "letters", True), (None, None, False), (True, "digits", True),
+     (True, None, True), (False, "letters", False)],
+)  # fmt: skip
+def test_a_head_of_other_classes_is_not_taken_though_it_fits(
+    few_digits: LabelledDataset, runs_dir: Path, new_head: bool | None, classes_of: str | None, fresh: bool
+) -> None:
+    model = CONFIG.task.build(CONFIG, few_digits).model
+    config = TransferConfig(source="source", new_head=new_head)
+    left = load_weights(model, config, runs_dir=runs_dir, classes_of=classes_of)
+    assert left == (["head.4.weight", "head.4.bias"] if fresh else [])
+
+
+def test_a_run_on_other_data_begins_with_a_fresh_head(few_digits: LabelledDataset, runs_dir: Path) -> None:
+    other = replace(few_digits, name="others", spec="others")
+    source = runs.load("source", runs_dir).model.state_dict()
+    still = {"lr": 1e-12, "weight_decay": 0.0, "dataset": "others"}
+    model = train(with_transfer().model_copy(update=still), other, runs_dir=runs_dir).model
+    assert torch.allclose(model.state_dict()["head.1.weight"], source["head.1.weight"], atol=1e-6)
+    assert not torch.allclose(model.state_dict()["head.4.weight"], source["head.4.weight"], atol=1e-3)
+
+
 def test_it_learns_faster_from_there(four: LabelledDataset, runs_dir: Path) -> None:
     few = CONFIG.model_copy(update={"labels_per_class": 2, "epochs": 6, "batch_size": 4})
     begun = train(few, four, runs_dir=runs_dir).findings
