@@ -64,15 +64,15 @@ def made(name: str, runs_dir: Path, store: ArtifactStore) -> tuple[list[Variant]
 
 
 def made_once(name: str, runs_dir: Path, store: ArtifactStore) -> tuple[list[Variant], list[str]]:
-    """`made`, or what it made before of the same specs, kept beside the run."""
+    """`made`, or what it made before of the same spec, kept beside the run."""
     path = runs_dir / name / "benchmark-variants.json"
-    specs = "".join(each.read_text() for each in sorted(_SPECS.glob("*.yaml")))
+    spec = spec_of(runs.load(name, runs_dir).config.model.kind).read_text()
     if path.exists():
         there = json.loads(path.read_text())
-        if there["specs"] == specs:
+        if there["spec"] == spec:
             return [store.get(each) for each in there["ids"]], there["left_out"]
     variants, left_out = made(name, runs_dir, store)
-    files.write(path, json.dumps({"specs": specs, "ids": [v.id for v in variants], "left_out": left_out}, indent=1))
+    files.write(path, json.dumps({"spec": spec, "ids": [v.id for v in variants], "left_out": left_out}, indent=1))
     return variants, left_out
 
 

@@ -41,6 +41,8 @@ class FinetuneConfig(BaseModel):
     weight_decay: float = Field(default=0.01, ge=0)
     validation: float = Field(default=0.05, gt=0, lt=0.5)
     """Share of the training samples that choose the best epoch."""
+    flip: bool = False
+    """Mirror half of the pictures left-right, other ones each epoch. For long runs: what was trained so wants it."""
     seed: int = Field(default=0, ge=0)
     teacher: float = Field(default=0.0, ge=0, le=1)
     """Share of the loss that is the distance to the trained model's answers (Hinton, Vinyals and Dean, "Distilling the
@@ -147,7 +149,7 @@ def finetune(
             ):
                 if len(x) == 1 < size:
                     continue  # left over at the end; batch normalisation cannot take one sample alone
-                loss = loss_of(tuned, x, y)
+                loss = loss_of(tuned, _mirrored(x) if config.flip else x, y)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -165,6 +167,13 @@ def finetune(
                 best, best_score = copy.deepcopy(tuned.state_dict()), score
     tuned.load_state_dict(best)
     return tuned.to(memory_format=torch.contiguous_format).eval()
+
+
+def _mirrored(x: Tensor) -> Tensor:
+    """Half of the pictures (B, C, H, W), left-right. Raises ConfigError for what is no picture."""
+    if x.ndim != 4:
+        raise ConfigError(f"flip=true mirrors pictures, and a sample here has shape {tuple(x.shape[1:])}; unset it")
+    return torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(-1), x)
 
 
 def _ready(model: nn.Module) -> nn.Module:

@@ -292,6 +292,36 @@ def test_zeros_that_are_frozen_stay_while_the_rest_learns(trained: TrainResult, 
     assert not bool((free == 0).any())
 
 
+def test_half_of_the_pictures_are_mirrored_and_others_each_epoch(few_digits: LabelledDataset) -> None:
+    seen: list[Tensor] = []
+
+    class Watching(CNN):
+        def forward(self, x_BCHW: Tensor) -> Tensor:
+            if self.training:
+                seen.append(x_BCHW.clone())
+            return super().forward(x_BCHW)
+
+    subject = classify(few_digits)
+    model = Watching(inputs=tuple(few_digits.x_train.shape[1:]))
+    finetune(model, subject, FinetuneConfig(epochs=2, batch_size=1000, flip=True))
+    shares = []
+    for epoch in range(2):
+        shown = [x for x, _ in subject.lessons(epoch=epoch, batch_size=16, seed=0, validation=0.05)]
+        theirs = seen[epoch * len(shown) : (epoch + 1) * len(shown)]
+        turned = [(a != b).flatten(1).any(1) for a, b in zip(theirs, shown, strict=True)]
+        for a, b, which in zip(theirs, shown, turned, strict=True):
+            assert torch.equal(a[which], b.flip(-1)[which])
+        shares.append(torch.cat(turned))
+    assert all(0.3 < float(each.double().mean()) < 0.7 for each in shares)
+    assert not torch.equal(shares[0], shares[1])
+
+
+def test_series_are_not_mirrored() -> None:
+    forecaster = case("lstm")
+    with pytest.raises(ConfigError, match="flip=true mirrors pictures"):
+        finetune(forecaster.model, forecaster.subject, FinetuneConfig(epochs=1, flip=True))
+
+
 def test_what_its_owner_froze_learns_here() -> None:
     made = case("gan")
     assert not any(p.requires_grad for p in made.model.parameters()), "an averaged generator"
