@@ -35,8 +35,8 @@ demo: $(STAMP) ## Train, compress, tune, deploy, load, report: the main job end 
 	$(BIN)/sluice demo
 
 test: $(STAMP) browser lint ## ruff, mypy and all tests but chaos and soak
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(COMPUTE)
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(COMPUTE))
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 $(COMPUTE)
+	$(BIN)/python -m pytest --durations=25 $(addprefix --ignore=,$(COMPUTE))
 
 browser: ## The tests look at our pages in a real Chromium: installs Debian's where there is none and we may
 	@command -v chromium > /dev/null || command -v chromium-browser > /dev/null || command -v google-chrome > /dev/null || \
@@ -57,8 +57,8 @@ bench: $(STAMP) ## The full before/after measurement of benchmarks/PROTOCOL.md (
 bench-search: $(STAMP) ## Brute force beside the search: is its choice right? Needs `make demo` or a trained NAME (about 40 minutes)
 	$(BIN)/python -m benchmarks.search_quality $(NAME) --output docs/results/$(shell date +%F)-search
 
-chaos: $(STAMP) ## kill -9 of every kind of process under load; figures into docs/results (about 7 minutes)
-	$(BIN)/python -m pytest tests/chaos -m chaos
+chaos: $(STAMP) ## kill -9 of every kind of process under load; figures into docs/results (about 10 minutes)
+	$(BIN)/python -m pytest tests/chaos tests/integration/test_demo.py -m chaos
 
 soak: $(STAMP) ## SOAK_S seconds (600) of mixed load: memory and descriptors flat; figures into docs/results
 	$(BIN)/python -m pytest tests/chaos -m soak
