@@ -34,6 +34,10 @@ _SAY = Console(stderr=True, soft_wrap=True).print
 _SPECS = Path(__file__).parent / "specs"
 _BATCHES = (1, 4, 16, 64, 128)
 _FLOOR = AccuracyFloor()
+_TORCH_TOO = (
+    RuntimeConfig(name="torch", channels_last=True), RuntimeConfig(name="torch", compile=True),
+    RuntimeConfig(name="torch", compile=True, channels_last=True),
+)  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -90,7 +94,10 @@ def rates(
     """By variant and runtime: latency of one sample, and the best throughput, round by round."""
     from tune_spaces.profiler import profile, runtime_configs
 
-    jobs = [(v, c) for v in variants for c in runtime_configs(v) if v.accuracy_in(c.name) is not None]
+    jobs = [
+        (v, c) for v in variants for c in [*runtime_configs(v), *(_TORCH_TOO if v.format == "torch_export" else ())]
+        if v.accuracy_in(c.name) is not None
+    ]  # fmt: skip
     found: dict[str, list[Row]] = {}
     for number in range(rounds):
         _SAY(f"round {number + 1} of {rounds}: {len(jobs)} pairs of variant and runtime")
@@ -108,20 +115,21 @@ def rates(
 
 
 def _key(variant_id: str, runtime: RuntimeConfig) -> str:
-    return f"{variant_id} {runtime.name}"
+    return f"{variant_id} {runtime}"
 
 
 def rows_of(variants: Sequence[Variant], measured: dict[str, list[Row]]) -> list[Row]:
     """One for each variant on each runtime."""
     rows = []
     for variant in variants:
-        for accuracy in variant.accuracies:
-            rounds = measured.get(f"{variant.id} {accuracy.runtime}")
-            if not rounds:
+        for key, rounds in measured.items():
+            variant_id, _, runtime = key.partition(" ")
+            accuracy = variant.accuracy_in(runtime.split(" ")[0])
+            if variant_id != variant.id or accuracy is None:
                 continue
             told = {key: [r[key] for r in rounds] for key in rounds[0]}
             rows.append({
-                "variant": variant.name.rpartition("/")[2], "runtime": accuracy.runtime,
+                "variant": variant.name.rpartition("/")[2], "runtime": runtime,
                 "size_bytes": variant.size_bytes, "passes": [p.name for p in variant.passes],
                 "metric": accuracy.metric, "value": accuracy.value,
                 "interval": accuracy.interval, "higher_is_better": accuracy.higher_is_better,
@@ -254,7 +262,7 @@ def svg(families: dict[str, Sequence[Row]]) -> str:
             radius = 4 + 9 * math.sqrt(row["size_bytes"] / largest)
             fill = 0.55 if row["verdict"] == "holds" else 0.0
             ring = 2.2 if i in best else 0.8
-            colour = colours.get(row["runtime"], "#555")
+            colour = colours.get(row["runtime"].split(" ")[0], "#555")
             disc = f'cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity="{fill}"'
             parts.append(f'<circle {disc} '
                          f'stroke="{colour}" stroke-width="{ring}"><title>{row["variant"]} on {row["runtime"]}</title>'

@@ -252,11 +252,14 @@ def gc(
 def profile(
     variants: Annotated[list[str], typer.Argument(help="Variant ids or names.")],
     fresh: Annotated[bool, typer.Option(help="Measure again what is known of this hardware.")] = False,
+    runtime: Annotated[
+        list[str] | None, typer.Option(help="One more way to run them: torch,compile=true,threads=2. Repeatable.")
+    ] = None,
     store: Store = None,
     json: Json = False,
 ) -> None:
     """Time variants in every runtime that executes them, batch by batch, each in a process of its own."""
-    _run("profile", refs=variants, fresh=fresh, store=store, as_json=json)
+    _run("profile", refs=variants, fresh=fresh, also=runtime or [], store=store, as_json=json)
 
 
 @app.command(epilog="Example: sluice tune cnn_fashion_mnist_quick --slo slo.yaml --trials 16")

@@ -13,7 +13,7 @@ SluiceError                     500
 │   ├── VariantNotFound         404
 │   ├── ChecksumMismatch        500  the bytes are not the bytes that the manifest names
 │   └── RefConflict             409  compare-and-swap lost: somebody else moved the reference
-├── RuntimeUnavailable          500  an optional runtime is not installed: the message says what to install
+├── RuntimeUnavailable          500  a runtime, its device or its compiler is missing: the message says the way out
 ├── DataUnavailable             500  a data set is neither on disk nor to be downloaded
 ├── ClusterError                500  Ray or Serve did not start, stop or answer
 ├── TrainingFailed              500  NaN loss, full disk, lost worker: the last checkpoint stays intact

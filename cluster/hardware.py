@@ -14,7 +14,8 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,10 @@ def cgroup_limits(root: Path = ROOT) -> tuple[float | None, int | None]:
 
 def version_of(library: str) -> str:
     """The installed distribution's version, which imports nothing, or "not installed"."""
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    for distribution in (library, f"{library}-gpu"):  # ONNX Runtime for NVIDIA is one of its own
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(distribution)
+    return "not installed"
 
 
 @functools.cache
@@ -157,9 +158,9 @@ _cpu = functools.cache(read_cpu)
 _caches = functools.cache(read_caches)
 
 
-def profile_key(runtime_name: str) -> str:
+def profile_key(runtime_name: str, *, gpus: Sequence[str] = ()) -> str:
     """Short hash of what a profile's figures depend on: CPU, instruction sets, the usable cores' number, share of time
-    and caches, and the runtime library's version.
+    and caches, the runtime library's version, and the GPUs of a runtime that computes on one.
 
     As things are now: the process that measures must be pinned before it asks. Which cores they are does not count,
     nor do kernel, memory, or any other library.
@@ -171,6 +172,7 @@ def profile_key(runtime_name: str) -> str:
         "quota": cgroup_limits()[0],
         "caches": summary(_caches(), cores),
         "runtime": [runtime_name, version_of(runtime_name)],
+        **({"gpus": list(gpus)} if gpus else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -137,11 +137,16 @@ def read_machine(root: Path = ROOT) -> Machine:
         caches=read_caches(root),
         numa=_numa(root),
         memory=_memory(root),
-        gpus=(_smi_gpus() if here else ()) or _driver_gpus(root),
+        gpus=read_gpus(root),
         kernel=release or (platform.release() if here else "unknown"),
         python=platform.python_version(),
         libraries={library: version_of(library) for library in LIBRARIES},
     )
+
+
+def read_gpus(root: Path = ROOT) -> tuple[Gpu, ...]:
+    """NVIDIA's, as its own program tells them, else as the driver's files do."""
+    return (_smi_gpus() if root == ROOT else ()) or _driver_gpus(root)
 
 
 def family(cpu: Cpu) -> Family:

@@ -99,8 +99,8 @@ def _own(
     return load_model(model, dataset, name=name), dataset
 
 
-def profile(*, refs: list[str], fresh: bool, store: Path | None, as_json: bool) -> None:
-    """Latency and throughput of variants by batch size, in every runtime that executes them."""
+def profile(*, refs: list[str], fresh: bool, also: list[str], store: Path | None, as_json: bool) -> None:
+    """Latency and throughput of variants by batch size, in every runtime that executes them, and as `also` says."""
     from cluster.profiles import curves
     from tune_spaces.profiler import profile as run_profiler
     from tune_spaces.profiler import runtime_configs
@@ -109,6 +109,7 @@ def profile(*, refs: list[str], fresh: bool, store: Path | None, as_json: bool) 
     artifacts, cores = _store(store), Cores.split()
     variants = [artifacts.get(ref) for ref in refs]
     jobs = [(v, config) for v in variants for config in runtime_configs(v, cores=cores.count)]
+    jobs += [job for text in also for job in _also(text, variants) if job not in jobs]
     profiles = run_profiler(
         artifacts, jobs, cpus=cores.server or None, fresh=fresh,
         on_progress=lambda line: Console(stderr=True, soft_wrap=True).print(line, highlight=False),
@@ -126,6 +127,24 @@ def profile(*, refs: list[str], fresh: bool, store: Path | None, as_json: bool) 
     ]  # fmt: skip
     headers = ("where larger batches stop paying", "knee at batch", "samples/s", "best at batch", "samples/s")
     _console.print(summary.table("Knees", headers, knees))
+
+
+def _also(text: str, variants: list[Variant]) -> list[tuple[Variant, RuntimeConfig]]:
+    """The variants that the runtime config in `text` executes. Raises ConfigError if there are none, or it is none."""
+    from serve_apps.app import wrong_fields
+
+    name, *fields = text.split(",")
+    try:
+        config = RuntimeConfig.model_validate({"name": name, **dict(field.split("=", 1) for field in fields)})
+    except ValidationError as error:
+        raise ConfigError(f"--runtime {text}: {wrong_fields(error, 'runtime')}") from error
+    except ValueError as error:
+        raise ConfigError(f"--runtime {text}: write it as torch,compile=true,threads=2") from error
+    able = [(v, config) for v in variants if config.name in runtimes_for(v.format)]
+    if not able:
+        formats = ", ".join(sorted({v.format for v in variants}))
+        raise ConfigError(f"--runtime {text}: {config.name} executes none of these variants ({formats}); name another")
+    return able
 
 
 def tune(

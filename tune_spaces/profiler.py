@@ -25,6 +25,7 @@ from cluster.artifacts import ArtifactStore
 from cluster.errors import InferenceFailed
 from cluster.hardware import fingerprint, profile_key
 from cluster.local_supervisor import die_with_parent
+from cluster.machine import read_gpus
 from cluster.profiles import Profile, ProfileStore
 from cluster.runtimes import RuntimeConfig, load_runtime, runtimes_for
 from cluster.runtimes.base import Tensors
@@ -122,13 +123,18 @@ def _known(
 def _key_on(cpus: Sequence[int] | None, config: RuntimeConfig) -> str:
     """`profile_key` as the measuring process will see it."""
     if not cpus or not hasattr(os, "sched_setaffinity"):
-        return profile_key(config.name)
+        return _key(config)
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, cpus)
-        return profile_key(config.name)
+        return _key(config)
     finally:
         os.sched_setaffinity(0, before)
+
+
+def _key(config: RuntimeConfig) -> str:
+    gpus = read_gpus() if config.device != "cpu" else ()
+    return profile_key(config.name, gpus=[f"{gpu.name}, driver {gpu.driver}" for gpu in gpus])
 
 
 def _in_own_process(
@@ -237,7 +243,7 @@ def _profile_here(job: dict[str, Any]) -> list[dict[str, Any]]:
                 repeats=len(took),
                 throughput_rps=batch_size / middle,
                 memory_bytes=max(0, process.memory_info().rss - before),
-                hardware_key=profile_key(config.name),
+                hardware_key=_key(config),
                 hardware=fingerprint(),
             ).model_dump(mode="json")
         )

@@ -38,7 +38,11 @@ def serve_config(plan: Plan, *, http_host: str = "0.0.0.0", http_port: int = 800
                         "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
                         "num_replicas": plan.num_replicas,
                         "max_ongoing_requests": plan.max_queued_requests + 2 * plan.max_batch_size,
-                        "ray_actor_options": {"num_cpus": plan.num_cpus_per_replica},
+                        "ray_actor_options": {
+                            "num_cpus": plan.num_cpus_per_replica,
+                            # Ray hides every GPU from a replica that asks for none.
+                            **({"num_gpus": 1} if plan.runtime.device != "cpu" else {}),
+                        },
                         "user_config": {
                             "max_batch_size": plan.max_batch_size,
                             "max_queued_requests": plan.max_queued_requests,

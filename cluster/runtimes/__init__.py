@@ -32,9 +32,9 @@ def runtimes_for(variant_format: str) -> list[RuntimeName]:
 def load_runtime(store: ArtifactStore, variant: Variant, config: RuntimeConfig) -> Runtime:
     """Load a variant's verified bytes into the runtime that `config` names.
 
-    Raises ConfigError if that runtime cannot execute the variant's format, RuntimeUnavailable if it is not installed,
-    ChecksumMismatch if the bytes changed on disk, ArtifactError if they are no graph that it can execute or not the
-    one that the manifest describes.
+    Raises ConfigError if that runtime cannot execute the variant's format or not with these switches,
+    RuntimeUnavailable if it, its device or its compiler is not there, ChecksumMismatch if the bytes changed on disk,
+    ArtifactError if they are no graph that it can execute or not the one that the manifest describes.
     """
     module, loader, formats = _LOADERS[config.name]
     if variant.format not in formats:

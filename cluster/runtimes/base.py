@@ -15,6 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 Tensors = Mapping[str, NDArray[np.generic]]
 RuntimeName = Literal["torch", "onnxruntime", "openvino"]
+Device = Literal["cpu", "cuda", "tensorrt"]
+_DEVICES: dict[RuntimeName, tuple[Device, ...]] = {
+    "torch": ("cpu", "cuda"), "onnxruntime": ("cpu", "cuda", "tensorrt"), "openvino": ("cpu",),
+}  # fmt: skip
+_OFF: dict[str, Any] = {"pin": False, "arena": True, "compile": False, "channels_last": False, "device": "cpu"}
+"""The switches that came later, each with what it is where nobody set it."""
 
 
 class RuntimeConfig(BaseModel):
@@ -36,6 +42,14 @@ class RuntimeConfig(BaseModel):
     them to itself, a loss where several replicas choose the same ones."""
     arena: bool = True
     """ONNX Runtime keeps the memory of the largest batch for the next one; false: it is given back each time."""
+    compile: bool = False
+    """torch compiles the graph to machine code when it loads it (torch_compile.py): seconds to minutes the first time,
+    and a C++ compiler, for fewer and faster kernels afterwards."""
+    channels_last: bool = False
+    """torch keeps pictures and the weights of convolutions with the channels innermost, the order in which its kernels
+    for them compute, so that none of them reorders."""
+    device: Device = "cpu"
+    """Where the graph computes; "tensorrt" is an NVIDIA GPU through TensorRT."""
 
     @model_validator(mode="after")
     def _able(self) -> RuntimeConfig:
@@ -50,6 +64,12 @@ class RuntimeConfig(BaseModel):
             raise ValueError(f"pin=true: the threads of streams={self.streams} would share cores; use one stream")
         if not self.arena and self.name != "onnxruntime":
             raise ValueError(f"arena=false is for runtime onnxruntime, and {self.name} has no such switch; unset it")
+        for switch in ("compile", "channels_last"):
+            if getattr(self, switch) and self.name != "torch":
+                raise ValueError(f"{switch}=true is for runtime torch, and {self.name} decides it itself; unset it")
+        if self.device not in _DEVICES[self.name]:
+            able = " or ".join(_DEVICES[self.name])
+            raise ValueError(f"device={self.device!r}: {self.name} computes on {able} here; use one of these")
         return self
 
     @model_serializer(mode="wrap")
@@ -57,12 +77,11 @@ class RuntimeConfig(BaseModel):
         """Switches that came later are written only where they are set: plans, profiles and studies from before them
         keep their keys."""
         written: dict[str, Any] = handler(self)
-        off = {"pin": False, "arena": True}
-        return {name: value for name, value in written.items() if name not in off or value != off[name]}
+        return {name: value for name, value in written.items() if name not in _OFF or value != _OFF[name]}
 
     @property
     def cores(self) -> int:
-        """How many cores it can keep busy."""
+        """How many cores it can keep busy; on a GPU, those that feed it."""
         return max(self.threads, self.inter_op_threads) * self.streams
 
     def __str__(self) -> str:
@@ -71,7 +90,8 @@ class RuntimeConfig(BaseModel):
         return f"{self.name}{shape}" + "".join(
             told for told, on in (
                 (f" inter-op {self.inter_op_threads}", self.inter_op_threads > 1), (" pinned", self.pin),
-                (" no arena", not self.arena),
+                (" no arena", not self.arena), (" compiled", self.compile), (" channels-last", self.channels_last),
+                (f" on {self.device}", self.device != "cpu"),
             ) if on
         )  # fmt: skip
 

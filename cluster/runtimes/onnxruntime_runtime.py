@@ -1,22 +1,29 @@
-"""ONNX graph -> ONNX Runtime session on the CPU. Imported only when a variant is loaded with it."""
+"""ONNX graph -> ONNX Runtime session on the CPU or an NVIDIA GPU. Imported only when a variant is loaded with it."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.artifacts import ArtifactStore
 from cluster.errors import ArtifactError, InferenceFailed, RuntimeUnavailable
-from cluster.runtimes.base import RuntimeConfig, Tensors
+from cluster.runtimes.base import Device, RuntimeConfig, Tensors
+from cluster.runtimes.user_cache import user_cache
 from cluster.tensors import check_inputs
-from cluster.variants import Variant
+from cluster.variants import Precision, TensorSpec, Variant
 
 try:
     import onnxruntime as ort
 except ImportError as error:
     raise RuntimeUnavailable(f"onnxruntime cannot be imported ({error}); pip install onnxruntime") from error
+
+_PROVIDERS: dict[Device, str] = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_CPU = "CPUExecutionProvider"
+_TENSORRT_BATCH = (1, 32, 256)
+"""Least, usual and most rows that an engine is built for; for others TensorRT builds another, which takes seconds."""
 
 
 def affinities(threads: int) -> str:
@@ -24,6 +31,43 @@ def affinities(threads: int) -> str:
     over and over if they are too few."""
     cores = sorted(os.sched_getaffinity(0))
     return ";".join(str(cores[number % len(cores)] + 1) for number in range(1, threads))
+
+
+def providers(device: Device, specs: tuple[TensorSpec, ...], precision: Precision = "fp32") -> list[Any]:
+    """Execution providers in the order in which they are offered each operator, with their options.
+
+    Raises RuntimeUnavailable if the one that was asked for is not built into this onnxruntime.
+    """
+    if device == "cpu":
+        return [_CPU]
+    offered = ort.get_available_providers()
+    if _PROVIDERS[device] not in offered:
+        raise RuntimeUnavailable(_without(device, f"has only {', '.join(offered)}"))
+    # Without TF32, which rounds fp32 to ten bits: a variant would answer differently than it was measured.
+    cuda = (_PROVIDERS["cuda"], {"use_tf32": "0"})
+    if device == "cuda":
+        return [cuda, _CPU]
+    cache = str(user_cache("tensorrt"))
+    options = {
+        "trt_engine_cache_enable": "True", "trt_engine_cache_path": cache,
+        "trt_timing_cache_enable": "True", "trt_timing_cache_path": cache,
+        # By the scales in the graph; without a table of calibration it quantizes nothing else.
+        "trt_int8_enable": str(precision == "int8"),
+    }  # fmt: skip
+    free = [spec for spec in specs if -1 in spec.shape]
+    if all(-1 not in spec.shape[1:] for spec in free):  # else TensorRT finds the bounds out as sizes come
+        for bound, rows in zip(("min", "opt", "max"), _TENSORRT_BATCH, strict=True):
+            shapes = [f"{spec.name}:{'x'.join(map(str, [rows, *spec.shape[1:]]))}" for spec in free]
+            options |= {f"trt_profile_{bound}_shapes": ",".join(shapes)} if shapes else {}
+    return [(_PROVIDERS["tensorrt"], options), cuda, _CPU]
+
+
+def _without(device: Device, why: str) -> str:
+    return (
+        f"device={device!r}: onnxruntime {ort.__version__} {why}; pip uninstall onnxruntime, pip install "
+        f"'onnxruntime-gpu[cuda,cudnn]'{' and tensorrt' if device == 'tensorrt' else ''} on a machine with an NVIDIA "
+        "GPU, or use device='cpu'"
+    )
 
 
 class OnnxRuntime:
@@ -47,10 +91,18 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         data = store.read(variant, variant.model_file.path)
+        wanted = providers(config.device, variant.inputs, variant.precision)
+        if config.device != "cpu" and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # CUDA and cuDNN of torch or NVIDIA's packages, where the system has none
         try:
-            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(data, options, providers=wanted)
         except Exception as error:
             raise ArtifactError(f"ONNX Runtime cannot load variant {variant.name} ({variant.id}): {error}") from error
+        if config.device != "cpu":
+            self._session.disable_fallback()
+            if _PROVIDERS[config.device] not in (able := self._session.get_providers()):
+                # ONNX Runtime goes on without what does not load, a library or a driver, and only writes that down.
+                raise RuntimeUnavailable(_without(config.device, f"could not load it and took {', '.join(able)}"))
         self._outputs = [output.name for output in self._session.get_outputs()]
         for what, named, specs in (
             ("inputs", [node.name for node in self._session.get_inputs()], variant.inputs),

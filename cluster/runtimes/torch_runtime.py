@@ -1,4 +1,5 @@
-"""Exported torch program -> eager execution of its operators. Imported only when a variant is loaded with it."""
+"""Exported torch program -> execution of its operators one by one, or of what torch_compile.py makes of them; on the
+CPU or an NVIDIA GPU. Imported only when a variant is loaded with it."""
 
 from __future__ import annotations
 
@@ -8,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.artifacts import ArtifactStore
-from cluster.errors import ArtifactError, InferenceFailed, RuntimeUnavailable
+from cluster.errors import ArtifactError, ConfigError, InferenceFailed, RuntimeUnavailable
 from cluster.runtimes.base import RuntimeConfig, Tensors
-from cluster.tensors import check_inputs
+from cluster.tensors import NUMPY_OF_DATATYPE, check_inputs
 from cluster.variants import Variant
 
 try:
     import torch
+    from torch.export.passes import move_to_device_pass
 except ImportError as error:
     raise RuntimeUnavailable(f"torch cannot be imported ({error}); pip install torch") from error
 
@@ -30,6 +32,9 @@ class TorchRuntime:
         self.config = config
         self._inputs = variant.inputs
         self._outputs = variant.outputs
+        self._device = torch.device(config.device)
+        if config.device == "cuda":
+            _prepare_cuda()
         program = load_pickle_free(store.read(variant, variant.model_file.path))
         counts = (len(program.graph_signature.user_inputs), len(program.graph_signature.user_outputs))
         if counts != (len(self._inputs), len(self._outputs)):
@@ -37,32 +42,81 @@ class TorchRuntime:
                 f"variant {variant.name} ({variant.id}) has {counts[0]} inputs and {counts[1]} outputs in its graph, "
                 f"{len(self._inputs)} and {len(self._outputs)} in its manifest; make it again"
             )
-        self._module: Any
+        module: Any
         try:
-            self._module = program.module()
+            module = (program if config.device == "cpu" else move_to_device_pass(program, self._device)).module()
         except Exception as error:
             raise ArtifactError(f"torch cannot load variant {variant.name} ({variant.id}): {error}") from error
-        self._module.validate_inputs = False  # check_inputs has looked, and torch's look takes 0.1 ms a batch
+        module.validate_inputs = False  # check_inputs has looked, and torch's look takes 0.1 ms a batch
+        if config.channels_last:
+            self._to_channels_last(module)
+        self._module: Any = module
+        if config.compile:
+            from cluster.runtimes.torch_compile import compiled  # imports a compiler: half a second that few need
+
+            self._use_threads()
+            self._module = compiled(module, self._inputs, self._batch, config.threads)
 
     def infer(self, inputs: Tensors) -> dict[str, NDArray[np.generic]]:
         """See Runtime.infer."""
         if self._module is None:
             raise InferenceFailed("this runtime is closed; load the variant again")
         check_inputs(self._inputs, inputs)
-        # torch's count belongs to the calling thread once that thread has computed, and to the whole process before.
-        if torch.get_num_threads() != self.config.threads:
-            torch.set_num_threads(self.config.threads)
+        self._use_threads()
         try:
             with torch.inference_mode():
                 # Copies both ways: a graph may write to its input, or return it, or return one of its own constants.
                 copies = [np.array(inputs[spec.name], order="C") for spec in self._inputs]
-                made = self._module(*map(torch.from_numpy, copies))
+                made = self._module(*(self._placed(torch.from_numpy(copy)) for copy in copies))
                 outputs = made if isinstance(made, tuple | list) else (made,)
-                arrays = [np.array(output.numpy(), order="C") for output in outputs]
+                arrays = [np.array(output.cpu().numpy(), order="C") for output in outputs]
         except Exception as error:
             raise InferenceFailed(f"torch failed: {error}") from error
         return {spec.name: array for spec, array in zip(self._outputs, arrays, strict=True)}
 
+    def _use_threads(self) -> None:
+        # torch's count belongs to the calling thread once that thread has computed, and to the whole process before.
+        if torch.get_num_threads() != self.config.threads:
+            torch.set_num_threads(self.config.threads)
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` where and how the module takes it."""
+        if self.config.channels_last and tensor.dim() == 4:
+            return tensor.to(self._device, memory_format=torch.channels_last)
+        return tensor.to(self._device)
+
+    def _batch(self, size: int) -> list[torch.Tensor]:
+        """Zeros for the module, all that is free `size` long."""
+        return [
+            self._placed(torch.from_numpy(np.zeros([size if n < 0 else n for n in spec.shape], dtype)))
+            for spec in self._inputs for dtype in [NUMPY_OF_DATATYPE[spec.datatype]]
+        ]  # fmt: skip
+
+    def _to_channels_last(self, module: torch.nn.Module) -> None:
+        """Raises ConfigError if the graph insists on another order: an exported `view` may."""
+        try:
+            module.to(memory_format=torch.channels_last)
+            with torch.inference_mode():
+                module(*self._batch(2))
+        except Exception as error:
+            raise ConfigError(
+                f"channels_last=true: this graph does not run with the channels innermost ({error}); unset it, or "
+                "write reshape for view in the model's forward and export it anew"
+            ) from error
+
     def close(self) -> None:
         """Free the module."""
         self._module = None
+
+
+def _prepare_cuda() -> None:
+    """Raises RuntimeUnavailable where torch has no GPU to compute on."""
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        raise RuntimeUnavailable(
+            f"device='cuda': torch {torch.__version__}, {built}, finds no NVIDIA GPU here; give the process one (its "
+            "driver, CUDA_VISIBLE_DEVICES), pip install a torch with CUDA, or use device='cpu'"
+        )
+    # Left to itself cuDNN rounds fp32 to TF32's ten bits, and a variant would answer differently than it was measured.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

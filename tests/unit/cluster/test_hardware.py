@@ -206,6 +206,18 @@ def test_the_key_changes_with_the_runtimes_version(tmp_path: Path, monkeypatch: 
     assert len(set(keys)) == 2
 
 
+def test_the_key_tells_gpus_apart_where_one_computes() -> None:
+    keys = [profile_key("numpy"), profile_key("numpy", gpus=["H100"]), profile_key("numpy", gpus=["H100", "H100"])]
+    assert len(set(keys)) == 3
+    assert profile_key("numpy", gpus=[]) == keys[0], "what was measured on the CPU keeps its key"
+
+
+def test_a_build_for_gpus_counts_as_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines.write(tmp_path, {"some_library_gpu-1.dist-info/METADATA": "Name: some-library-gpu\nVersion: 2.0"})
+    monkeypatch.syspath_prepend(tmp_path)
+    assert version_of("some-library") == "2.0"
+
+
 def test_what_is_not_installed_has_no_version() -> None:
     assert version_of("no-such-runtime") == "not installed"
 

@@ -11,10 +11,13 @@ from cluster.runtimes import RuntimeConfig, runtimes_for
 
 configs = st.builds(
     RuntimeConfig, name=st.just("onnxruntime"), threads=st.integers(1, 1024), inter_op_threads=st.integers(1, 1024),
-    streams=st.integers(1, 1024), arena=st.booleans(),
+    streams=st.integers(1, 1024), arena=st.booleans(), device=st.sampled_from(["cpu", "cuda", "tensorrt"]),
 ) | st.builds(RuntimeConfig, threads=st.integers(1, 1024), pin=st.booleans()) | st.builds(
     RuntimeConfig, name=st.sampled_from(["torch", "openvino"]), threads=st.integers(1, 1024),
     streams=st.integers(1, 1024),
+) | st.builds(
+    RuntimeConfig, name=st.just("torch"), compile=st.booleans(), channels_last=st.booleans(),
+    device=st.sampled_from(["cpu", "cuda"]),
 )  # fmt: skip
 
 
@@ -25,6 +28,8 @@ def test_the_default_is_one_thread_of_onnx_runtime() -> None:
     assert not RuntimeConfig().pin, "and neither is written where it is off: keys from before stay"
     assert RuntimeConfig().arena
     assert config.cores == 1
+    later = {"compile": True, "channels_last": True, "device": "cuda"}
+    assert RuntimeConfig.model_validate({"name": "torch", **later}).model_dump().items() >= later.items()
 
 
 @pytest.mark.parametrize(
@@ -55,6 +60,10 @@ def test_inter_op_threads_are_onnx_runtimes_alone(name: str) -> None:
         ({"name": "torch", "pin": True}, "torch does not place its threads"),
         ({"name": "openvino", "arena": False}, "arena=false is for runtime onnxruntime"),
         ({"name": "torch", "arena": False}, "arena=false is for runtime onnxruntime"),
+        ({"compile": True}, "compile=true is for runtime torch"),
+        ({"name": "openvino", "channels_last": True}, "channels_last=true is for runtime torch"),
+        ({"name": "torch", "device": "tensorrt"}, "device='tensorrt': torch computes on cpu or cuda here"),
+        ({"name": "openvino", "device": "cuda"}, "device='cuda': openvino computes on cpu here"),
         ({"pin": True, "streams": 2}, "the threads of streams=2 would share cores"),
     ],
 )
@@ -73,6 +82,8 @@ def test_what_a_runtime_has_no_switch_for_is_refused(fields: dict[str, object], 
         ({"inter_op_threads": 3, "threads": 2}, 3, "onnxruntime 1x2 inter-op 3"),
         ({"inter_op_threads": 2, "threads": 3, "streams": 2}, 6, "onnxruntime 2x3 inter-op 2"),
         ({"threads": 2, "pin": True, "arena": False}, 2, "onnxruntime 1x2 pinned no arena"),
+        ({"name": "torch", "compile": True, "channels_last": True}, 1, "torch compiled channels-last"),
+        ({"device": "tensorrt", "threads": 2}, 2, "onnxruntime 1x2 on tensorrt"),
     ],
 )
 def test_it_counts_its_cores_and_says_what_it_is(fields: dict[str, object], cores: int, said: str) -> None:

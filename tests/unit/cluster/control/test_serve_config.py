@@ -1,0 +1,22 @@
+"""What of a plan reaches Ray's options of an actor; the whole config is deployed in tests/integration."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.control.serve_config import serve_config
+from cluster.plans import Plan
+from cluster.runtimes import RuntimeConfig
+from cluster.runtimes.base import Device
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cpu", None), ("cuda", 1), ("tensorrt", 1)])
+def test_a_replica_asks_for_a_gpu_where_its_runtime_computes_on_one(device: Device, gpus: int | None) -> None:
+    plan = Plan(
+        model_name="m", variant_id="0" * 16, variant_name="v", store="/store", made_by="test",
+        runtime=RuntimeConfig(device=device), num_cpus_per_replica=2,
+    )  # fmt: skip
+    (application,) = serve_config(plan)["applications"]
+    (deployment,) = application["deployments"]
+    asked = {"num_cpus": 2.0} if gpus is None else {"num_cpus": 2.0, "num_gpus": gpus}
+    assert deployment["ray_actor_options"] == asked

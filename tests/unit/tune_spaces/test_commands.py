@@ -1,0 +1,60 @@
+"""`sluice profile --runtime`: one more way to run the variants that it can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.artifacts import ArtifactStore
+from cluster.errors import ConfigError
+from cluster.runtimes import RuntimeConfig
+from cluster.variants import TensorSpec, Variant
+from tune_spaces import commands, profiler
+from tune_spaces.profiler import Job
+
+COMPILED = RuntimeConfig(name="torch", threads=2, compile=True)
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Filled by the command with what it would measure; the store holds m/torch and m/onnx."""
+    store, asked = ArtifactStore(tmp_path), []
+    for name, form, file in (("m/torch", "torch_export", "model.pt2"), ("m/onnx", "onnx", "model.onnx")):
+        spec = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+        variant = Variant(name=name, family="f", format=form, inputs=(spec,), outputs=(spec,))  # type: ignore[arg-type]
+        store.set_ref(name, store.put(variant, {file: b"not loaded"}).id, expected=None)
+    monkeypatch.setattr(profiler, "profile", lambda _, given, **others: asked.extend(given) or [])
+    return asked
+
+
+def run(tmp_path: Path, refs: list[str], also: list[str]) -> None:
+    commands.profile(refs=refs, fresh=False, also=also, store=tmp_path, as_json=True)
+
+
+def test_it_is_measured_beside_the_usual_ones(tmp_path: Path, jobs: list[Job]) -> None:
+    run(tmp_path, ["m/torch", "m/onnx"], [])
+    usual = list(jobs)
+    assert not any(config.compile for _, config in usual), "compiling takes long: nobody asked for it"
+    jobs.clear()
+    run(tmp_path, ["m/torch", "m/onnx"], ["torch,compile=true,threads=2", "torch"])
+    *first, (variant, config) = jobs
+    assert first == usual, "and what is among these is not measured twice"
+    assert (variant.name, config) == ("m/torch", COMPILED)
+
+
+@pytest.mark.parametrize(
+    ("also", "told"),
+    [
+        ("torch,compile=true", r"torch executes none of these variants \(onnx\)"),
+        ("onnxruntime,compile=true", "compile=true is for runtime torch"),
+        ("onnxruntime,thread=2", "thread='2'"),
+        ("tensorrt", "name='tensorrt'"),
+        ("onnxruntime,pin", "write it as torch,compile=true,threads=2"),
+    ],
+)
+def test_what_is_no_runtime_config_is_refused(tmp_path: Path, jobs: list[Job], also: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        run(tmp_path, ["m/onnx"], [also])
+    assert str(caught.value).startswith(f"--runtime {also}: ")
+    assert jobs == []
