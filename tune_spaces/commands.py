@@ -104,14 +104,20 @@ def profile(*, refs: list[str], fresh: bool, also: list[str], store: Path | None
     from cluster.profiles import curves
     from tune_spaces.profiler import profile as run_profiler
     from tune_spaces.profiler import runtime_configs
-    from tune_spaces.stages import Cores
+    from tune_spaces.stages import Cores, Stages
+    from tune_spaces.tune import dataset_of, samples_of
 
     artifacts, cores = _store(store), Cores.split()
     variants = [artifacts.get(ref) for ref in refs]
+    leaving = [v for v in variants if any(done.name == "early_exit" for done in v.passes)]
+    samples = None
+    if leaving:  # how much work they do depends on what they are given; others are timed on noise, which loads nothing
+        stages = Stages(Console(stderr=True, soft_wrap=True))
+        samples = samples_of(dataset_of(leaving, stages), leaving[0])
     jobs = [(v, config) for v in variants for config in runtime_configs(v, cores=cores.count)]
     jobs += [job for text in also for job in _also(text, variants) if job not in jobs]
     profiles = run_profiler(
-        artifacts, jobs, cpus=cores.server or None, fresh=fresh,
+        artifacts, jobs, cpus=cores.server or None, fresh=fresh, samples=samples,
         on_progress=lambda line: Console(stderr=True, soft_wrap=True).print(line, highlight=False),
     )  # fmt: skip
     if as_json:
