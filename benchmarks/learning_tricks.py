@@ -47,6 +47,9 @@ class Budget:
     data: str = "fashion-mnist"
     other: str = "clothing-gray28"
     """Data of another kind, to transfer to."""
+    photos: tuple[str, str] | None = ("clothing-large", "clothing-rest")
+    """Photos of the classes of which there are most, and of the others, to transfer from and to."""
+    photo_epochs: int = 30
     flip: bool = True
     labels: int = 300
     """Training pictures of each class."""
@@ -61,7 +64,9 @@ class Budget:
     """Ten apart: an ensemble's members take those between."""
 
 
-QUICK = Budget(data="digits", other="digits", flip=False, labels=15, epochs=1, few=(5,), few_epochs=5, seeds=(0, 10))
+QUICK = Budget(
+    data="digits", other="digits", photos=None, flip=False, labels=15, epochs=1, few=(5,), few_epochs=5, seeds=(0, 10)
+)
 
 
 @dataclass(frozen=True)
@@ -123,20 +128,25 @@ def arms(budget: Budget) -> list[Arm]:
         distilled("distill-ensemble", "ensemble", 0.0, "distillation: from the ensemble"),
         arm("half", dataset=f"{budget.data}-first-half"),
     ]
-    for told, source, target in (
+    pairs = [
         ("five classes to the five others", "half", f"{budget.data}-second-half"),
         (f"{budget.data} to {budget.other}", "plain", budget.other),
-    ):
+    ]
+    if budget.photos is not None:
+        large, rest = budget.photos
+        made.append(arm("photos", dataset=large, epochs=budget.photo_epochs, labels_per_class=None, validation=0.05))
+        pairs.append((f"{large} to {rest}", "photos", rest))
+    for told, source, target in pairs:
         for few in budget.few:
             made += _transfers(base, budget, few, source, target, told)
     return made
 
 
 def _transfers(base: TrainConfig, budget: Budget, few: int, source: str, target: str, told: str) -> list[Arm]:
-    classes = len(_data(target).labels)
+    classes, is_small = len(_data(target).labels), target in (budget.other, *(budget.photos or ()))
     common = {
         "dataset": target, "labels_per_class": few, "epochs": budget.few_epochs, "batch_size": few * classes // 5,
-        "validation": 0.05 if target == budget.other else 0.01,
+        "validation": 0.05 if is_small else 0.01,
     }  # fmt: skip
     plain, thaw_epochs = f"{target}-{few}-scratch", max(1, budget.few_epochs // 10)
     ways: dict[str, dict[str, Any]] = {
@@ -213,7 +223,7 @@ def measure(budget: Budget, output: Path, runs_dir: Path) -> dict[str, Row]:
     rows: dict[str, Row] = there["rows"]
     every = [(arm, seed) for seed in budget.seeds for arm in arms(budget)]
     # A row whose model is gone is trained again if a later one may begin with it.
-    kept = {"plain", "ensemble", "half"}
+    kept = {"plain", "ensemble", "half", "photos"}
     left = [
         (arm, seed) for arm, seed in every
         if _folder(arm.name, seed) not in rows
@@ -247,6 +257,10 @@ def gains(budget: Budget, rows: dict[str, Row]) -> list[Row]:
     return table
 
 
+def _tested(budget: Budget) -> list[str]:
+    return list(dict.fromkeys([budget.data, budget.other, *(budget.photos or ())[1:]]))
+
+
 def report(budget: Budget, rows: dict[str, Row], output: Path, command: str) -> None:
     """learning.md."""
     lines = [
@@ -266,7 +280,7 @@ def report(budget: Budget, rows: dict[str, Row], output: Path, command: str) -> 
         f"{here['libraries']['torch']}; {seconds:.0f} s of training in all.", "",
         f"{budget.data}, {budget.labels} training pictures of each class, the small CNN (students: a quarter of its "
         f"width), AdamW, cosine schedule, batches of 64; accuracy on the full test part "
-        f"({len(_data(budget.data).y_test):,} pictures; {budget.other}: {len(_data(budget.other).y_test):,}); "
+        f"({', '.join(f'{name}: {len(_data(name).y_test):,} pictures' for name in _tested(budget))}); "
         f"seeds {', '.join(map(str, budget.seeds))}. A seed chooses the labelled pictures, the first weights and the "
         "order, for the plain run and for the trick alike, so gains are paired. Same budget: as many optimizer steps; "
         "what a trick costs beside is in the last column. The ensemble, the snapshots and SWA are held against one run "
