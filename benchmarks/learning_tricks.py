@@ -56,6 +56,7 @@ class Budget:
     epochs: int = 15
     cycles: int = 3
     """Snapshots; members of the ensemble; how many times as long the long runs are."""
+    student_lr: float = 1e-2
     few: tuple[int, ...] = (5, 20, 50)
     """Training pictures of each class, to transfer to."""
     few_epochs: int = 20
@@ -95,16 +96,17 @@ def arms(budget: Budget) -> list[Arm]:
         return Arm(name, lambda seed: _changed(base, seed, {"recipe": name, **changes}), against, trick, told)
 
     steps, many = f"{budget.epochs} epochs", f"{longer} epochs"
-    student = CNNConfig(width=0.25)
+    # A narrow network is underfitted for long: at the others' rate and epochs it has nothing to learn from a teacher.
+    student = {"model": CNNConfig(width=0.25), "epochs": longer, "lr": budget.student_lr}
 
     def distilled(name: str, teacher: str, features: float, trick: str) -> Arm:
         return Arm(
             name,
             lambda seed: _changed(base, seed, {
-                "recipe": name, "model": student,
+                "recipe": name, **student,
                 "task": DistillConfig(teachers=(_folder(teacher, seed),), features=features),
             }),
-            "student", trick, f"{steps}; the teacher's training and forward passes not counted",
+            "student", trick, f"{many}; the teacher's training and forward passes not counted",
         )  # fmt: skip
 
     made = [
@@ -122,7 +124,7 @@ def arms(budget: Budget) -> list[Arm]:
         told = f"{steps}; a turned copy of each picture beside" if other == "rotation" else steps
         made.append(arm(f"multitask-{other}", "plain", f"multi-task: {other}", told, task=MultiTaskConfig(heads=heads)))
     made += [
-        arm("student", model=student),
+        arm("student", **student),
         distilled("distill-logits", "plain", 0.0, "distillation: logits"),
         distilled("distill-features", "plain", 1.0, "distillation: logits and features"),
         distilled("distill-ensemble", "ensemble", 0.0, "distillation: from the ensemble"),
@@ -279,7 +281,7 @@ def report(budget: Budget, rows: dict[str, Row], output: Path, command: str) -> 
         f"`{command}`, {time.strftime('%F')}, {here['cpu']}, {here['cores_usable']} cores of which one is used, torch "
         f"{here['libraries']['torch']}; {seconds:.0f} s of training in all.", "",
         f"{budget.data}, {budget.labels} training pictures of each class, the small CNN (students: a quarter of its "
-        f"width), AdamW, cosine schedule, batches of 64; accuracy on the full test part "
+        f"width, {budget.epochs * budget.cycles} epochs, rate {budget.student_lr:g}), AdamW, cosine schedule, batches of 64; accuracy on the full test part "
         f"({', '.join(f'{name}: {len(_data(name).y_test):,} pictures' for name in _tested(budget))}); "
         f"seeds {', '.join(map(str, budget.seeds))}. A seed chooses the labelled pictures, the first weights and the "
         "order, for the plain run and for the trick alike, so gains are paired. Same budget: as many optimizer steps; "
