@@ -281,7 +281,8 @@ def report(budget: Budget, rows: dict[str, Row], output: Path, command: str) -> 
         f"`{command}`, {time.strftime('%F')}, {here['cpu']}, {here['cores_usable']} cores of which one is used, torch "
         f"{here['libraries']['torch']}; {seconds:.0f} s of training in all.", "",
         f"{budget.data}, {budget.labels} training pictures of each class, the small CNN (students: a quarter of its "
-        f"width, {budget.epochs * budget.cycles} epochs, rate {budget.student_lr:g}), AdamW, cosine schedule, batches of 64; accuracy on the full test part "
+        f"width, {budget.epochs * budget.cycles} epochs, rate {budget.student_lr:g}), AdamW, "
+        "cosine schedule, batches of 64; accuracy on the full test part "
         f"({', '.join(f'{name}: {len(_data(name).y_test):,} pictures' for name in _tested(budget))}); "
         f"seeds {', '.join(map(str, budget.seeds))}. A seed chooses the labelled pictures, the first weights and the "
         "order, for the plain run and for the trick alike, so gains are paired. Same budget: as many optimizer steps; "
