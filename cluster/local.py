@@ -37,6 +37,7 @@ MARK = "SLUICE_CLUSTER_ID"
 _TEMP_PREFIX = "/tmp/sluice-"
 _START_S = 60.0
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,80}")
+_ATTEMPTS = 5
 _DIED = "ActorDiedError"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -278,14 +279,14 @@ def deploy_config(
     end = time.monotonic() + timeout_s
     try:
         with httpx.Client(timeout=60.0) as client:
-            answer = client.put(url, json=config)
+            answer = _answer(client, "PUT", url, json=config)
             while answer.status_code >= 500 and _DIED in answer.text and time.monotonic() < end:
                 time.sleep(1.0)  # Serve gave up on a proxy that was slow to start, and starts another
-                answer = client.put(url, json=config)
+                answer = _answer(client, "PUT", url, json=config)
             if answer.status_code != 200:
                 raise ClusterError(f"{url} refused the config ({answer.status_code}): {answer.text[-600:]}")
             while time.monotonic() < end:
-                applications = client.get(url).json().get("applications", {})
+                applications = _answer(client, "GET", url).json().get("applications", {})
                 states = {name: applications.get(name, {}).get("status", "NOT_STARTED") for name in names}
                 for name, state in states.items():
                     failed = state in ("DEPLOY_FAILED", "UNHEALTHY")
@@ -297,6 +298,16 @@ def deploy_config(
     except httpx.HTTPError as error:
         raise ClusterError(f"{url} does not answer ({error}); is Ray running there, with its dashboard?") from error
     raise ClusterError(f"after {timeout_s:g} s the applications are {states}; see {dashboard_address}")
+
+
+def _answer(client: httpx.Client, method: str, url: str, **content: Any) -> httpx.Response:
+    """Ray's dashboard drops a connection now and then while its parts start, after minutes of answers or before any;
+    what is asked of it here may be asked twice."""
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            return client.request(method, url, **content)
+        time.sleep(0.5)
+    return client.request(method, url, **content)
 
 
 def _retried(application: dict[str, Any]) -> bool:
