@@ -216,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "# Compression, family by family", "", f"`{command}`, {time.strftime('%F')}, on {fingerprint()}.", "",
         f"One core, one thread, {given.rounds} rounds in turn, medians. Bold: no other row of the table beats it in "
         "figure, size and throughput at once. The floor: at most half a point (shares) or 5% (errors) worse than the "
-        "trained model, one-sided 95%. Sizes are those of the stored files: `fp32-torch` holds its weights twice.", "",
+        "trained model, one-sided 95%; differences to it: + is better. Sizes are those of the stored files: "
+        "`fp32-torch` holds its weights twice.", "",
     ]  # fmt: skip
     for found in done.values():
         lines += found["table"]
@@ -252,10 +253,10 @@ def svg(families: dict[str, Sequence[Row]]) -> str:
             parts.append(f'<text x="{x:.0f}" y="{y0 + inside_h + 16}" text-anchor="middle">'
                          f'{10 ** (r_low + share * r_span):,.0f}</text>')  # fmt: skip
             parts.append(f'<text x="{x0 - 6}" y="{y + 4:.0f}" text-anchor="end">{v_low + share * v_span:.4g}</text>')
-        middle = x0 + inside_w / 2
+        middle, better = x0 + inside_w / 2, "more" if rows[0]["higher_is_better"] else "less"
         parts.append(f'<text x="{middle}" y="{y0 + inside_h + 34}" text-anchor="middle">samples/s on one core (log)'
-                     f'</text><text x="{x0}" y="{y0 - 3}">{rows[0]["metric"]}</text>')  # fmt: skip
-        best = front(rows)
+                     f'</text><text x="{x0}" y="{y0 - 3}">{rows[0]["metric"]}, {better} is better</text>')
+        best, labelled = front(rows), list[tuple[float, float]]()
         for i, row in enumerate(rows):
             x = x0 + inside_w * (0.04 + 0.92 * (rate[i] - r_low) / r_span)
             y = y0 + inside_h * (0.96 - 0.92 * (value[i] - v_low) / v_span)
@@ -267,8 +268,11 @@ def svg(families: dict[str, Sequence[Row]]) -> str:
             parts.append(f'<circle {disc} '
                          f'stroke="{colour}" stroke-width="{ring}"><title>{row["variant"]} on {row["runtime"]}</title>'
                          "</circle>")  # fmt: skip
-            if i in best:
-                parts.append(f'<text x="{x + radius + 2:.1f}" y="{y + 3:.1f}" font-size="9">{row["variant"]}</text>')
+            if i in best and all(abs(x - there[0]) > 70 or abs(y - there[1]) > 9 for there in labelled):
+                labelled.append((x, y))
+                side = -1 if x > x0 + 0.7 * inside_w else 1
+                parts.append(f'<text x="{x + side * (radius + 2):.1f}" y="{y + 3:.1f}" font-size="9" '
+                             f'text-anchor="{"end" if side < 0 else "start"}">{row["variant"]}</text>')  # fmt: skip
         for k, (runtime, colour) in enumerate(colours.items()):
             parts.append(f'<circle cx="{x0 + 6 + 100 * k}" cy="{y0 + inside_h + 50}" r="5" fill="{colour}"/>'
                          f'<text x="{x0 + 16 + 100 * k}" y="{y0 + inside_h + 54}">{runtime}</text>')  # fmt: skip

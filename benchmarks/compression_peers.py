@@ -312,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/training"))
     parser.add_argument("--venvs", type=Path, default=Path("runs/peers"), help="environments, and all that is made")
     parser.add_argument("--tools", default=",".join((OURS, *_PEERS)))
-    parser.add_argument("--ours", default="int8,qat,pruned-int8,pruned-qat", help="of benchmarks/specs, in turn")
+    parser.add_argument("--ours", default="int8,low-rank-int8,lower-rank-int8,qat", help="of benchmarks/specs, in turn")
     parser.add_argument("--seconds", type=float, default=180.0, help="for each tool")
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
