@@ -89,7 +89,7 @@ class Passes:
         match step.kind:
             case "prune":
                 smaller = prune(module, config, inputs=inputs, subject=subject, notify=self._notify)
-                made = self._finetuned(smaller, config.finetune)
+                made = self._finetuned(smaller, config.finetune, frozen_zeros=_held(work, smaller))
             case "sparsify":
                 sparse = sparsify(module, config)
                 made = self._finetuned(sparse, config.finetune, frozen_zeros=masks(sparse))
@@ -105,7 +105,7 @@ class Passes:
                 student = student_of(self._model.config, self._model.shapes, config.width, config.depth)
                 made = distill(student, module, subject, config, notify=self._notify)
             case "finetune":
-                made = self._finetuned(module, config)
+                made = self._finetuned(module, config, frozen_zeros=_held(work, module))
             case "early_exit":
                 found = early_exit(module, subject, config, notify=self._notify)
                 self._notify(f"early exit: {found.leaves:.0%} leave at a probability of {found.threshold:.3f} or more")
@@ -168,6 +168,11 @@ class Passes:
         shares = self._subject.judge().metric.higher_is_better
         whole = 1.0 if shares else max(abs(value(fp32)), 1e-12)
         return lambda graph: value(graph) / whole
+
+
+def _held(work: Work, module: nn.Module) -> dict[str, Tensor]:
+    """What an earlier sparsify set to zero: later training in these passes leaves it so."""
+    return masks(module) if any(done.name == "sparsify" for done in work.passes) else {}
 
 
 def _told(step: Step, config: BaseModel) -> Pass:

@@ -23,8 +23,10 @@ from tests.unit.train_jobs.conftest import COMPRESS, Built
 from train_jobs.compression.cast import to_bf16
 from train_jobs.compression.compress import build_variants, compress
 from train_jobs.compression.finetune import FinetuneConfig, finetune
+from train_jobs.compression.passes import Passes, Work
 from train_jobs.compression.prune import PruneConfig, prune
 from train_jobs.compression.quantize import QuantizeConfig, quantize
+from train_jobs.compression.sparsify import zeros
 from train_jobs.compression.spec import CompressSpec
 from train_jobs.compression.trained import TrainedModel, of_run
 from train_jobs.config import TrainConfig
@@ -292,6 +294,30 @@ def test_one_call_makes_one_variant_and_what_it_comes_from(
     nothing_left = CompressSpec.of({"x": [{"prune": {"ratio": 0.99, "round_to": 1}}]}).variants["x"]
     with pytest.raises(InvalidRequest, match=r"ratio=0\.99 leaves none of the"):
         compress(store, model, digits, nothing_left, name="none")
+
+
+def test_what_sparsify_set_to_zero_stays_so_in_later_passes(
+    trained: TrainResult, quick_config: TrainConfig, few_digits: LabelledDataset
+) -> None:
+    model = of_run(trained.model, quick_config, few_digits)
+    short = {"finetune": {"epochs": 1}}
+    steps = CompressSpec.of({"x": [
+        {"sparsify": {"sparsity": 0.5, **short}}, {"finetune": {"epochs": 1}},
+        {"prune": {"ratio": 0.25, "round_to": 1, **short}},
+    ]}).variants["x"]  # fmt: skip
+    passes, work = Passes(model, model.subject_on(few_digits), lambda line: None), Work(model.module, None)
+    shares, modules = [], []
+    for step in steps:
+        work = passes.apply(step, work)
+        assert work.module is not None
+        shares.append(zeros(work.module))
+        modules.append(work.module)
+    sparse, tuned, pruned = shares
+    assert sparse == pytest.approx(0.5, abs=0.01)
+    assert tuned == sparse
+    assert pruned > 0.3, "channels that stayed have their zeros still"
+    moved = [not torch.equal(a, b) for a, b in zip(*(m.parameters() for m in modules[:2]), strict=True)]
+    assert any(moved), "the rest went on learning"
 
 
 def test_a_variant_comes_from_the_longest_list_that_its_own_begins_with(
