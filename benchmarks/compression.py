@@ -39,6 +39,8 @@ _TORCH_TOO = (
     RuntimeConfig(name="torch", compile=True, channels_last=True),
 )  # fmt: skip
 Row = dict[str, Any]
+Rates = dict[tuple[str, RuntimeConfig], list[Row]]
+"""By variant's id and runtime, round by round."""
 
 
 def spec_of(family: str) -> Path:
@@ -90,7 +92,7 @@ def samples(name: str, runs_dir: Path, variant: Variant) -> NDArray[np.generic]:
 
 def rates(
     store: ArtifactStore, variants: Sequence[Variant], core: int, rounds: int, given: NDArray[np.generic]
-) -> dict[str, list[Row]]:
+) -> Rates:
     """By variant and runtime: latency of one sample, and the best throughput, round by round."""
     from tune_spaces.profiler import profile, runtime_configs
 
@@ -98,7 +100,7 @@ def rates(
         (v, c) for v in variants for c in [*runtime_configs(v), *(_TORCH_TOO if v.format == "torch_export" else ())]
         if v.accuracy_in(c.name) is not None
     ]  # fmt: skip
-    found: dict[str, list[Row]] = {}
+    found: Rates = {}
     for number in range(rounds):
         _SAY(f"round {number + 1} of {rounds}: {len(jobs)} pairs of variant and runtime")
         profiles = profile(
@@ -106,7 +108,7 @@ def rates(
             on_progress=lambda line: _SAY(line) if line.startswith("left out") else None,
         )  # fmt: skip
         for curve in curves(profiles):
-            found.setdefault(_key(curve.variant_id, curve.runtime), []).append({
+            found.setdefault((curve.variant_id, curve.runtime), []).append({
                 "latency_s": curve.points[0].latency_p50_s, "throughput_rps": curve.best.throughput_rps,
                 "best_batch": curve.best.batch_size, "knee_batch": curve.knee.batch_size,
                 "memory_bytes": curve.best.memory_bytes,
@@ -114,22 +116,17 @@ def rates(
     return found
 
 
-def _key(variant_id: str, runtime: RuntimeConfig) -> str:
-    return f"{variant_id} {runtime}"
-
-
-def rows_of(variants: Sequence[Variant], measured: dict[str, list[Row]]) -> list[Row]:
+def rows_of(variants: Sequence[Variant], measured: Rates) -> list[Row]:
     """One for each variant on each runtime."""
     rows = []
     for variant in variants:
-        for key, rounds in measured.items():
-            variant_id, _, runtime = key.partition(" ")
-            accuracy = variant.accuracy_in(runtime.split(" ")[0])
+        for (variant_id, runtime), rounds in measured.items():
+            accuracy = variant.accuracy_in(runtime.name)
             if variant_id != variant.id or accuracy is None:
                 continue
             told = {key: [r[key] for r in rounds] for key in rounds[0]}
             rows.append({
-                "variant": variant.name.rpartition("/")[2], "runtime": runtime,
+                "variant": variant.name.rpartition("/")[2], "runtime": str(runtime),
                 "size_bytes": variant.size_bytes, "passes": [p.name for p in variant.passes],
                 "metric": accuracy.metric, "value": accuracy.value,
                 "interval": accuracy.interval, "higher_is_better": accuracy.higher_is_better,

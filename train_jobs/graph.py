@@ -70,12 +70,17 @@ def _one_score(shape: tuple[int, ...]) -> str:
     return "; one score z for two classes becomes two as [-z, z] (of a probability p: [1 - p, p])"
 
 
+def opset_of(model: onnx.ModelProto, default: int = 0) -> int:
+    """The version of ONNX's own operators that it names, or `default`."""
+    return max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=default)
+
+
 def _read(path: Path) -> onnx.ModelProto:
     """The model with its weights inside, without an exporter's notes, in an operator set that every pass knows."""
     try:
         model = onnx.load(path)
         without_notes(model)
-        version = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=_OPSET)
+        version = opset_of(model, _OPSET)
         weights = {tensor.name for tensor in model.graph.initializer}
         entries = [entry for entry in model.graph.input if entry.name not in weights]
         del model.graph.input[:]  # old exporters list weights as inputs, which could be fed others then

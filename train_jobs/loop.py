@@ -28,6 +28,7 @@ from train_jobs.parallel.hooks import Traffic
 from train_jobs.parallel.shards import batches, mirrored, seed_noise
 from train_jobs.parallel.workers import Workers
 from train_jobs.tasks import Batch, Findings, Part, Parts, Phase, Task
+from train_jobs.tasks.classify import Classify
 from train_jobs.transfer import Thaw, load_weights
 
 _REPORT_S, _REPORT_STEPS = 2.0, 50
@@ -231,7 +232,7 @@ def train(
     task.parts = _placed(task.parts, device, dtype)
     model = task.model
     if config.transfer is not None and resume is None:
-        classes_of = config.dataset if config.task.kind in ("classify", "distill", "multitask") else None
+        classes_of = config.dataset if isinstance(task, Classify) else None
         load_weights(model, config.transfer, runs_dir=runs_dir, classes_of=classes_of)
     for phase in task.phases:
         phase.loss.to(device, dtype)

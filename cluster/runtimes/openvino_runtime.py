@@ -13,6 +13,7 @@ by the number of rows.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -130,13 +131,8 @@ def _read(core: ov.Core, data: bytes) -> ov.Model:
 
 def _refuse_unchecked_places(graph: ov.Model, variant: Variant) -> None:
     """Raise ConfigError where a request could have memory read or written that is not the graph's."""
-    given: dict[str, bool] = {}
-    """By node: does a value of an input reach it? Operators come in order, what they need first."""
-    for node in graph.get_ordered_ops():
-        kind, name = node.get_type_name(), node.get_friendly_name()
-        sources = [given[port.get_source_output().get_node().get_friendly_name()] for port in node.inputs()]
-        given[name] = kind == "Parameter" or (any(sources) and kind != "ShapeOf")
-        if kind.startswith(_UNCHECKED) and sources[1]:
+    for kind, name, given in _reached(graph, "Parameter"):
+        if kind.startswith(_UNCHECKED) and given[1]:
             raise ConfigError(
                 f"variant {variant.name} looks up places that a request names with {kind} ({name}), and OpenVINO does "
                 "not check them; use runtime onnxruntime"
@@ -145,17 +141,23 @@ def _refuse_unchecked_places(graph: ov.Model, variant: Variant) -> None:
 
 def _refuse_pools_of_nothing(graph: ov.Model, variant: Variant) -> None:
     """Raise ConfigError where a pool gets as many rows as the data has it: none at times, which it does not take."""
-    counted: dict[str, bool] = {}
-    """By node: does the number of its rows follow from how many values are not zero?"""
-    for node in graph.get_ordered_ops():
-        kind, name = node.get_type_name(), node.get_friendly_name()
-        sources = [counted[port.get_source_output().get_node().get_friendly_name()] for port in node.inputs()]
-        counted[name] = kind == "NonZero" or (any(sources) and kind != "ShapeOf")
-        if kind in ("MaxPool", "AvgPool") and sources[0]:
+    for kind, name, counted in _reached(graph, "NonZero"):
+        if kind in ("MaxPool", "AvgPool") and counted[0]:
             raise ConfigError(
                 f"variant {variant.name} may leave no row for {kind} {name}, and OpenVINO's takes a row at least; use "
                 "runtime onnxruntime"
             )
+
+
+def _reached(graph: ov.Model, origin: str) -> Iterator[tuple[str, str, list[bool]]]:
+    """(kind, name, for each input: do values from an operator of kind `origin` reach it?) of every operator. They come
+    in order, what they need first; a shape is none of the values."""
+    reached: dict[str, bool] = {}
+    for node in graph.get_ordered_ops():
+        kind, name = node.get_type_name(), node.get_friendly_name()
+        sources = [reached[port.get_source_output().get_node().get_friendly_name()] for port in node.inputs()]
+        reached[name] = kind == origin or (any(sources) and kind != "ShapeOf")
+        yield kind, name, sources
 
 
 def _fits(array: NDArray[np.generic]) -> bool:

@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper
 from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import InvalidRequest
+from train_jobs.graph import opset_of
 
 
 class CastConfig(BaseModel):
@@ -62,7 +63,7 @@ def to_fp16(model: bytes) -> bytes:
 
 def _cast(model: bytes, half: _Half) -> bytes:
     proto = onnx.load_from_string(model)
-    opset = max((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), default=0)
+    opset = opset_of(proto)
     if opset < half.opset:
         raise InvalidRequest(
             f"the graph has opset {opset}, and ONNX casts {half.name} from opset {half.opset} on; export it anew with "

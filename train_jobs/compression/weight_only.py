@@ -18,7 +18,7 @@ kernels and recurrent cells, for which there is no such operator, get 8.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Literal, Self
 
 import ml_dtypes
@@ -31,9 +31,12 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from cluster.errors import InvalidRequest
 from train_jobs.compression.optimise import optimise
+from train_jobs.graph import opset_of
 
 Operator = Literal["Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"]
 Array = NDArray[np.float32]
+_Form = Callable[[onnx.NodeProto, str, Array], tuple[list[onnx.TensorProto], list[onnx.NodeProto]]]
+"""(an operator, the name of its weights, these) -> what is stored, and the operators that make them of it."""
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _MATRICES = ("Gemm", "MatMul")
@@ -72,7 +75,7 @@ def weight_only(model: bytes, config: WeightOnlyConfig) -> bytes:
     """
     # Constants are folded first: an exporter writes a cell's matrices as slices and joins of the module's own.
     proto = onnx.load_from_string(optimise(model, "basic"))
-    if config.kind == "float" and _opset(proto) < _OPSET_E4M3:
+    if config.kind == "float" and opset_of(proto) < _OPSET_E4M3:
         proto = version_converter.convert_version(proto, _OPSET_E4M3)
     if config.bits == 4:
         matrices = [name for name in config.operators if name in _MATRICES]
@@ -81,7 +84,7 @@ def weight_only(model: bytes, config: WeightOnlyConfig) -> bytes:
                 f"the graph has no Gemm or MatMul by a constant matrix among operators={list(config.operators)}, and "
                 "only those are stored in 4 bits; set bits=8"
             )
-    stored = (in_eight_bits if config.kind == "int" else in_float8)(proto, config.operators)
+    stored = _store(proto, config.operators, _as_int8 if config.kind == "int" else _as_float8)
     if config.bits == 8 and not stored:
         raise InvalidRequest(
             f"the graph has no fp32 kernel or matrix of {', '.join(config.operators)} to store in 8 bits; leave this "
@@ -95,54 +98,54 @@ def weight_only(model: bytes, config: WeightOnlyConfig) -> bytes:
 
 def in_eight_bits(model: onnx.ModelProto, operators: Collection[str]) -> int:
     """Store the constant weights of `operators` as bytes, in place. Returns how many tensors that were."""
+    return _store(model, operators, _as_int8)
+
+
+def _store(model: onnx.ModelProto, operators: Collection[str], form: _Form) -> int:
+    """The constant weights of `operators` in another form, in place. Returns how many tensors that were."""
     floats = _matrices_of(model)
     stored: dict[str, list[onnx.TensorProto]] = {}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         for name in _weights_of(node) if node.op_type in operators else []:
             if name in floats and name not in stored:
-                values, scales = quantized(floats[name], _axis(node, floats[name].ndim))
-                stored[name] = [numpy_helper.from_array(scales, f"{name}.scale")]
-                floated = f"{name}.float"
-                if node.op_type in _RECURRENT:
-                    # Counted from 128. OpenVINO keeps what is a Cast and a Mul alone as it stands wherever a graph has
-                    # int8 activations, and its cells take constants only; with a sum between, it folds all three.
-                    stored[name] += [
-                        numpy_helper.from_array((values.astype(np.int16) + _ZERO_8).astype(np.uint8), f"{name}.int8"),
-                        numpy_helper.from_array(np.full([1] * values.ndim, -_ZERO_8, np.float32), f"{name}.zero"),
-                    ]
-                    floated = f"{name}.centred"
-                    nodes.append(_node("Cast", [f"{name}.int8"], f"{name}.float", to=onnx.TensorProto.FLOAT))
-                    nodes.append(_node("Add", [f"{name}.float", f"{name}.zero"], floated))
-                else:
-                    stored[name].append(numpy_helper.from_array(values, f"{name}.int8"))
-                    nodes.append(_node("Cast", [f"{name}.int8"], floated, to=onnx.TensorProto.FLOAT))
-                nodes.append(_node("Mul", [floated, f"{name}.scale"], name))
+                stored[name], made = form(node, name, floats[name])
+                nodes += made
     _replace(model, stored, [*nodes, *model.graph.node])
     return len(stored)
 
 
-def in_float8(model: onnx.ModelProto, operators: Collection[str]) -> int:
-    """Store the constant weights of `operators` as E4M3, in place. Returns how many tensors that were."""
-    floats = _matrices_of(model)
-    stored: dict[str, list[onnx.TensorProto]] = {}
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        for name in _weights_of(node) if node.op_type in operators else []:
-            if name in floats and name not in stored:
-                values, scales = float8(floats[name], _axis(node, floats[name].ndim))
-                data = helper.make_tensor(
-                    f"{name}.fp8", onnx.TensorProto.FLOAT8E4M3FN, values.shape, values.tobytes(), raw=True
-                )
-                stored[name] = [data, numpy_helper.from_array(scales, f"{name}.scale")]
-                nodes.append(_node("Cast", [f"{name}.fp8"], f"{name}.float", to=onnx.TensorProto.FLOAT))
-                nodes.append(_node("Mul", [f"{name}.float", f"{name}.scale"], name))
-    _replace(model, stored, [*nodes, *model.graph.node])
-    return len(stored)
+def _as_int8(node: onnx.NodeProto, name: str, weights: Array) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
+    values, scales = quantized(weights, _axis(node, weights.ndim))
+    kept = [numpy_helper.from_array(scales, f"{name}.scale")]
+    if node.op_type not in _RECURRENT:
+        return [*kept, numpy_helper.from_array(values, f"{name}.int8")], _scaled(name, f"{name}.int8")
+    # Counted from 128. OpenVINO keeps what is a Cast and a Mul alone as it stands wherever a graph has int8
+    # activations, and its cells take constants only; with a sum between, it folds all three.
+    kept += [
+        numpy_helper.from_array((values.astype(np.int16) + _ZERO_8).astype(np.uint8), f"{name}.int8"),
+        numpy_helper.from_array(np.full([1] * values.ndim, -_ZERO_8, np.float32), f"{name}.zero"),
+    ]
+    return kept, [
+        _node("Cast", [f"{name}.int8"], f"{name}.float", to=onnx.TensorProto.FLOAT),
+        _node("Add", [f"{name}.float", f"{name}.zero"], f"{name}.centred"),
+        _node("Mul", [f"{name}.centred", f"{name}.scale"], name),
+    ]
 
 
-def _opset(model: onnx.ModelProto) -> int:
-    return max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)
+def _as_float8(node: onnx.NodeProto, name: str, weights: Array) -> tuple[list[onnx.TensorProto], list[onnx.NodeProto]]:
+    values, scales = float8(weights, _axis(node, weights.ndim))
+    data = helper.make_tensor(
+        f"{name}.fp8", onnx.TensorProto.FLOAT8E4M3FN, values.shape, values.tobytes(), raw=True
+    )
+    return [data, numpy_helper.from_array(scales, f"{name}.scale")], _scaled(name, f"{name}.fp8")
+
+
+def _scaled(name: str, stored: str) -> list[onnx.NodeProto]:
+    return [
+        _node("Cast", [stored], f"{name}.float", to=onnx.TensorProto.FLOAT),
+        _node("Mul", [f"{name}.float", f"{name}.scale"], name),
+    ]
 
 
 def _node(kind: str, reads: list[str], gives: str, **attributes: int) -> onnx.NodeProto:
@@ -152,10 +155,14 @@ def _node(kind: str, reads: list[str], gives: str, **attributes: int) -> onnx.No
 def quantized(values: Array, axis: int) -> tuple[NDArray[np.int8], Array]:
     """Whole numbers, and a scale for each place along `axis` (the other dimensions are 1), so that their product is off
     `values` by half a scale at most."""
-    others = tuple(each for each in range(values.ndim) if each != axis)
-    highest = np.abs(values).max(axis=others, initial=0.0, keepdims=True)
-    scales = _usable(highest / _LEVELS_8)
+    scales = _usable(_highest(values, axis) / _LEVELS_8)
     return np.clip(np.round(values / scales), -_LEVELS_8, _LEVELS_8).astype(np.int8), scales
+
+
+def _highest(values: Array, axis: int) -> Array:
+    """Farthest from nought at each place along `axis`."""
+    others = tuple(each for each in range(values.ndim) if each != axis)
+    return np.asarray(np.abs(values).max(axis=others, initial=0.0, keepdims=True), np.float32)
 
 
 def _usable(scales: NDArray[np.floating[Any]]) -> Array:
@@ -166,9 +173,7 @@ def _usable(scales: NDArray[np.floating[Any]]) -> Array:
 def float8(values: Array, axis: int) -> tuple[NDArray[np.generic], Array]:
     """E4M3 numbers, and a scale for each place along `axis` (the other dimensions are 1): their product is off `values`
     by a sixteenth of the value at most, or, of those under a sixty-fourth of a scale, by 1/1024 of a scale."""
-    others = tuple(each for each in range(values.ndim) if each != axis)
-    highest = np.abs(values).max(axis=others, initial=0.0, keepdims=True)
-    scales = _usable(highest / _GREATEST_E4M3)
+    scales = _usable(_highest(values, axis) / _GREATEST_E4M3)
     # Rounded up, the greatest may be beyond 448, which E4M3 without infinities makes not a number.
     bounded = np.clip(values / scales, -_GREATEST_E4M3, _GREATEST_E4M3)
     return bounded.astype(ml_dtypes.float8_e4m3fn), scales
