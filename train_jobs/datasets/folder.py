@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -148,12 +149,16 @@ def _pixels(picture: Any, size: tuple[int, int], mode: Mode) -> NDArray[np.uint8
 
 
 def _picture(path: Path) -> Any:
-    """A PIL image, its pixels read."""
-    from PIL import Image
+    """A PIL image, its pixels read, upright: a camera's pictures lie on their side and say so in Exif. Whoever serves
+    the model turns them as well (serve_apps/images.py)."""
+    from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as picture:
-            picture.load()
+        with Image.open(path) as opened:
+            opened.load()
+            picture: Image.Image = opened
+        with suppress(Exception):  # Exif that cannot be read says nothing
+            picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # Pillow's decoders raise what they like on a broken file
         raise DataUnavailable(f"{path} is no picture that can be read ({error}); mend it or remove it") from error
     if picture.mode not in _GRAY | _COLOUR:

@@ -131,3 +131,13 @@ def test_folders_of_another_layout_are_refused(root: Path, in_splits: Path, tmp_
         datasets.load(str(in_splits))
     with pytest.raises(DataUnavailable, match="there is no folder"):
         datasets.load(str(tmp_path / "absent"))
+
+
+def test_a_picture_that_lies_on_its_side_is_turned_as_its_exif_says(root: Path) -> None:
+    pixels = np.arange(14 * 28, dtype=np.uint16).reshape(14, 28).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in root.rglob("*.png"):
+        Image.fromarray(pixels).save(path, exif=exif)
+    loaded = datasets.load(str(root))
+    np.testing.assert_array_equal(loaded.x_train[0, 0], np.rot90(pixels, -1))
