@@ -63,8 +63,8 @@ class ManualBatcher:
     def __init__(self) -> None:
         self.model = 0
         self.now = 0.0
-        self.refusals: list[SluiceError | None] = []
-        """What the next requests meet: an error inside `put`; None is a request that is taken."""
+        self.next_ones: list[SluiceError | str | None] = []
+        """What the next requests meet inside `put`: an error, "answer", or None: it waits."""
         self.at_once = False
         self.waiting: dict[Request, int] = {}
         """With the model that each was put to."""
@@ -74,14 +74,14 @@ class ManualBatcher:
 
     def put(self, request: Request) -> None:
         self.puts += 1
-        refusal = self.refusals.pop(0) if self.refusals else None
-        if refusal is None and request.deadline <= self.now:
-            refusal = DeadlineExceeded("too late")
-        if refusal is not None:
+        meets = self.next_ones.pop(0) if self.next_ones else None
+        if request.deadline <= self.now:
+            meets = DeadlineExceeded("too late")
+        if isinstance(meets, Exception):
             self.failed.add(request)
-            raise refusal
+            raise meets
         self.waiting[request] = self.model
-        if self.at_once:
+        if self.at_once or meets == "answer":
             self.answer(request)
 
     def cancel(self, request: Request) -> None:

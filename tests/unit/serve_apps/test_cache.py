@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from cluster.errors import ConfigError, DeadlineExceeded, InferenceFailed, NotReady, Overloaded, SluiceError
-from serve_apps.cache import ResponseCache
+from serve_apps.cache import HASH_ABOVE, ResponseCache
 from tests.unit.serve_apps.cached import Answer, ManualBatcher, Request, of
 
 
@@ -141,7 +141,7 @@ def test_what_the_content_is_to_blame_for_is_everybody_s(
 def test_what_is_the_leader_s_own_is_not_the_others(cache: Cache, batcher: ManualBatcher, error: SluiceError) -> None:
     leader, second, third = of(1), of(1), of(1)
     put(cache, leader, second, third)
-    batcher.refusals = [error]
+    batcher.next_ones = [error]
     batcher.fail(leader, error)
     assert leader.error is error
     assert second.error is error, "it was refused itself"
@@ -153,13 +153,13 @@ def test_what_is_the_leader_s_own_is_not_the_others(cache: Cache, batcher: Manua
 def test_thousands_refused_one_by_one_do_not_nest(cache: Cache, batcher: ManualBatcher) -> None:
     leader, *others = requests = [of(1) for _ in range(5000)]
     put(cache, *requests)
-    batcher.refusals = [Overloaded("full") for _ in others]
+    batcher.next_ones = [Overloaded("full") for _ in others]
     batcher.fail(leader, Overloaded("full"))
     assert all(isinstance(request.error, Overloaded) for request in requests)
 
 
 def test_a_mistake_of_the_batcher_is_answered(cache: Cache, batcher: ManualBatcher) -> None:
-    batcher.refusals = [KeyError("x")]  # type: ignore[list-item]
+    batcher.next_ones = [KeyError("x")]  # type: ignore[list-item]
     request = of(1)
     put(cache, request)
     with pytest.raises(InferenceFailed, match="KeyError"):
@@ -291,6 +291,7 @@ DIFFERENT = [
     inputs_of(np.zeros((1, 4), np.uint8)), inputs_of(np.zeros((2, 2), np.uint8)), inputs_of(np.zeros((1, 4), np.int8)),
     {"y": np.zeros((1, 4), np.uint8)}, inputs_of(np.zeros((1, 2), np.uint8), np.zeros((1, 2), np.uint8)),
     inputs_of(np.zeros((1, 1), np.uint8), np.zeros((1, 3), np.uint8)),
+    *(inputs_of(np.full((1, HASH_ABOVE + more), fill, np.uint8)) for more in (0, 1, 2) for fill in (0, 1)),
     inputs_of(np.array([["ab", "c"]], object)), inputs_of(np.array([["a", "bc"]], object)),
     inputs_of(np.array([[b"ab", b"c"]], object)), inputs_of(np.array([["ab1:c", ""]], object)),
 ]  # fmt: skip

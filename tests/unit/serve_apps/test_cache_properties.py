@@ -13,8 +13,9 @@ from cluster.errors import DeadlineExceeded, InferenceFailed, NotReady, Overload
 from serve_apps.cache import ARRAY_BYTES, ENTRY_BYTES, ResponseCache
 from tests.unit.serve_apps.cached import Answer, ManualBatcher, Request, of
 
-ENTRY = ENTRY_BYTES + 2 * ARRAY_BYTES + 8
+ENTRY = ENTRY_BYTES + 2 * ARRAY_BYTES + 4 + 8  # with the input and the output
 OWN = (Overloaded, DeadlineExceeded, NotReady)
+TIMEOUTS = st.sampled_from([math.inf, 0.5, 1.0, 3.0, 9.0])
 ERRORS = st.sampled_from([DeadlineExceeded, Overloaded, NotReady, InferenceFailed])
 
 
@@ -34,20 +35,21 @@ class CacheMachine(RuleBasedStateMachine):
         return [request for request in self.sent if not request.outcomes and request not in self.cancelled]
 
     @rule(
-        number=st.integers(0, 2), wish=st.sampled_from(["best", "fast"]), priority=st.integers(1, 2),
-        timeout=st.sampled_from([math.inf, 0.5, 1.0, 3.0, 9.0]), leaves=st.booleans(), asks_again=st.booleans(),
+        number=st.integers(0, 1), wish=st.sampled_from(["best", "best", "fast"]),
+        wishes=st.lists(st.tuples(TIMEOUTS, st.integers(1, 2), st.booleans(), st.booleans()), min_size=1, max_size=4),
     )  # fmt: skip
-    def put(
-        self, number: int, wish: str, priority: int, timeout: float, *, leaves: bool, asks_again: bool
-    ) -> None:
-        def then(request: Request) -> None:
-            """What fronts do while they are answered."""
-            if leaves and (others := self.open()):
-                self.leave(others[0])
-            if asks_again:
-                self.send(of(number, wish=wish, priority=3))
+    def put(self, number: int, wish: str, wishes: list[tuple[float, int, bool, bool]]) -> None:
+        """Several of one content, as they come when a picture is popular."""
+        for timeout, priority, leaves, asks_again in wishes:
 
-        self.send(of(number, wish=wish, priority=priority, deadline=self.batcher.now + timeout, then=then))
+            def then(request: Request, leaves: bool = leaves, asks_again: bool = asks_again) -> None:
+                """What fronts do while they are answered."""
+                if leaves and (others := self.open()):
+                    self.leave(others[-1])
+                if asks_again:
+                    self.send(of(number, wish=wish, priority=3))
+
+            self.send(of(number, wish=wish, priority=priority, deadline=self.batcher.now + timeout, then=then))
 
     def send(self, request: Request) -> None:
         self.sent.append(request)
@@ -80,22 +82,17 @@ class CacheMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.batcher.advance(seconds)
 
-    @rule(kinds=st.lists(st.one_of(st.none(), st.sampled_from(OWN)), max_size=4))
-    def next_ones_are_refused(self, kinds: list[type[SluiceError] | None]) -> None:
-        self.batcher.refusals = [kind("by the test") if kind else None for kind in kinds]
+    @rule(kinds=st.lists(st.sampled_from([None, "answer", *OWN]), min_size=1, max_size=4))
+    def next_ones_are_settled_inside_put(self, kinds: list[type[SluiceError] | str | None]) -> None:
+        self.batcher.next_ones = [kind("by the test") if isinstance(kind, type) else kind for kind in kinds]
 
-    @rule(at_once=st.booleans())
-    def idle_batcher_answers_inside_put(self, at_once: bool) -> None:
-        self.batcher.at_once = at_once
-
-    @rule()
-    def change_models(self) -> None:
-        self.batcher.model += 1
-        self.cache.models_changed()
-
-    @rule()
-    def forget(self) -> None:
-        self.cache.forget(self.batcher.model)
+    @rule(switch=st.booleans())
+    def other_models(self, switch: bool) -> None:
+        if switch:
+            self.batcher.model += 1
+            self.cache.models_changed()
+        else:
+            self.cache.forget(self.batcher.model)
 
     @invariant()
     def nobody_is_lost_and_nobody_answered_twice(self) -> None:
@@ -140,6 +137,7 @@ class CacheMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "batcher"):
             return
+        self.batcher.next_ones = []
         while self.batcher.waiting:
             self.batcher.answer(next(iter(self.batcher.waiting)))
         assert not self.open()
@@ -147,5 +145,5 @@ class CacheMachine(RuleBasedStateMachine):
         assert not self.cache._flight_of
 
 
-CacheMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+CacheMachine.TestCase.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
 TestCache = CacheMachine.TestCase
