@@ -1,0 +1,84 @@
+"""A command -> a server that runs on given cores, with all that it starts, and ends with all of it.
+
+Local clusters and peers alike stand below a supervisor (cluster/local_supervisor.py), which inherits whatever its
+command abandons and ends it all when we stop, or are gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from cluster.errors import ClusterError
+
+_END_S = 30.0
+_WORDS = "its last words: "
+
+
+class Started:
+    """The processes of one server."""
+
+    def __init__(self, supervisor: subprocess.Popen[bytes]) -> None:
+        self._supervisor = supervisor
+
+    def check(self) -> None:
+        """Raises ClusterError with its last words if the command has ended."""
+        if self._supervisor.poll() is not None:
+            assert self._supervisor.stdout is not None
+            words = self._supervisor.stdout.read().decode(errors="replace").strip()
+            raise ClusterError(f"it ended by itself: {words.partition(_WORDS)[2] or words or 'no message'}"[:600])
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds used so far by all of its processes that live."""
+        return cpu_seconds_below(self._supervisor.pid)
+
+
+def cpu_seconds_below(pid: int) -> float:
+    """CPU seconds of a process and all below it that live."""
+    total = 0.0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        top = psutil.Process(pid)
+        for process in [top, *top.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+    return total
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], environment: Mapping[str, str], cores: Sequence[int]) -> Iterator[Started]:
+    """Run `command` on `cores` (none: on any) until the end of the block."""
+    folder = Path(tempfile.mkdtemp(prefix="sluice-peer-"))
+    spec = {
+        "command": list(command), "cpus": list(cores), "temp_dir": str(folder / "run"),
+        "state_file": str(folder / "state.json"), "record": {"name": "peer"},
+    }  # fmt: skip
+    # The supervisor is ours and imports from here; its command finds the environment that it is meant to have.
+    bare = [sys.executable, "-m", "cluster.local_supervisor"]
+    spec["command"] = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *command]
+    supervisor = subprocess.Popen(
+        [*bare, json.dumps(spec)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ),
+        start_new_session=True,  # Ctrl-C is for us; the supervisor hears of our end through the pipe
+    )  # fmt: skip
+    try:
+        yield Started(supervisor)
+    finally:
+        assert supervisor.stdin is not None
+        assert supervisor.stdout is not None
+        supervisor.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            supervisor.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            supervisor.wait(timeout=_END_S)
+        supervisor.stdout.close()
+        shutil.rmtree(folder, ignore_errors=True)
