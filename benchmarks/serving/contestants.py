@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers import environments
-from benchmarks.serving.processes import Started, started
+from benchmarks.serving.processes import started
 from benchmarks.serving.works import Work
 from cluster.control.planner import plan_of
 from cluster.control.serve_config import serve_config
 from cluster.errors import ClusterError, ConfigError, InferenceFailed
 from cluster.load import Target, build_request
 from cluster.local import LocalCluster, free_ports
-from cluster.plans import Configuration, Plan
+from cluster.plans import Configuration
 from cluster.runtimes import RuntimeConfig
 
 HOST = "127.0.0.1"
@@ -58,8 +58,8 @@ class Setting:
     """None of them: on any."""
     max_latency_s: float = 60.0
     """For who chooses batches by it."""
-    plan: Plan | None = None
-    """What the tuner chose for ours, instead of the same variant on the same runtime as all others."""
+    deadline_s: float | None = None
+    """For ours, of each request; None: they have none."""
 
 
 @dataclass(frozen=True)
@@ -333,14 +333,15 @@ def _ray_single(work: Work, setting: Setting, workers: int) -> AbstractContextMa
 
 @contextlib.contextmanager
 def _ours(work: Work, setting: Setting, workers: int) -> Iterator[Running]:
-    """As `sluice serve` does it: the planner's plan, the Serve config of it, HAProxy in front."""
+    """As `sluice serve` does it: a plan, the Serve config of it, HAProxy in front."""
     began = time.monotonic()
-    plan = setting.plan or plan_of(
+    plan = plan_of(
         Configuration(
             variant_id=work.variant.id, variant_name=work.variant.name, runtime=RuntimeConfig(name="onnxruntime"),
             max_batch_size=MAX_BATCH_SIZE, max_queued_requests=1024, num_replicas=workers,
         ),
         model_name=MODEL_NAME, store=work.store.root, made_by="benchmarks.serving",
+        default_timeout_s=setting.deadline_s,
     )  # fmt: skip
     with _on_ray(setting, ha_proxy=True) as cluster:
         cluster.deploy(serve_config(plan, http_host=HOST, http_port=cluster.http_port))
@@ -388,5 +389,3 @@ def _ours_told(port: int, model_name: str) -> tuple[int, int] | None:
     except (ValueError, KeyError, TypeError):
         return None
 
-
-__all__ = ["DEFAULT", "HOST", "PEERS", "Contestant", "Running", "Setting", "Started", "check", "contestant_named"]

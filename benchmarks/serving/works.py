@@ -158,8 +158,8 @@ def resnet18() -> torch.nn.Module:
             model(x)
         model.eval()
         logits = model(x)
-        model.head.weight /= logits.std(0).mean()
-        model.head.bias -= model(x).mean(0)
+        model.head.weight.div_(logits.std(0).mean())
+        model.head.bias.sub_(model(x).mean(0))
     return model
 
 

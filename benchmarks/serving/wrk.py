@@ -48,6 +48,7 @@ class Closed:
 
 def parse(text: str) -> Closed:
     """wrk's output, with --latency. Raises SluiceError if it is none."""
+
     def figure(pattern: str) -> float:
         found = re.search(pattern, text)
         if found is None:
@@ -61,8 +62,9 @@ def parse(text: str) -> Closed:
     bad = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     broken = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
     refused = int(bad[1]) if bad else 0
+    p50_s, p99_s = (figure(rf"\n\s+{percent}%" + time_of) for percent in (50, 99))
     return Closed(
-        rate_rps=(answers - refused) / seconds, p50_s=figure(r"\n\s+50%" + time_of), p99_s=figure(r"\n\s+99%" + time_of),
+        rate_rps=(answers - refused) / seconds, p50_s=p50_s, p99_s=p99_s,
         answers=answers, failed=refused + (sum(map(int, broken.groups())) if broken else 0),
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Stock Ray Serve, from this project's own environment: default proxy, raw body in, raw logits out, one replica.
 
-`build_batched` uses @serve.batch, with room for two batches in the replica as its documentation asks; `build_single` has
-neither batching nor any setting.
+`build_batched` uses @serve.batch, with room for several batches in the replica, as its documentation asks;
+`build_single` has neither batching nor any setting.
 """
 
 from __future__ import annotations
