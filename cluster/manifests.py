@@ -36,6 +36,7 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")  # KubeRay appends to it:
 _MEMORY = re.compile(r"[1-9][0-9]*(Mi|Gi)")
 _HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
 _AGENT_PORT = 52365
+_GPU = "nvidia.com/gpu"
 _NODE_PORTS = {"metrics": 8080, "dashboard-agent": _AGENT_PORT, "haproxy-metrics": 9101}
 _RAYLET = f"wget --tries 1 -T 2 -q -O- http://localhost:{_AGENT_PORT}/api/local_raylet_healthz | grep success"
 _GCS = "wget --tries 1 -T 2 -q -O- http://localhost:8265/api/gcs_healthz | grep success"
@@ -83,12 +84,14 @@ class KubernetesSettings:
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """How many worker pods, and how large: `cpus` for replicas, one more for HAProxy, the raylet and its agent."""
+    """How many worker pods, and how large: `cpus` for replicas, one more for HAProxy, the raylet and its agent; `gpus`
+    for a plan that computes on one."""
 
     replicas: int
     min_replicas: int
     max_replicas: int
     cpus: int
+    gpus: int = 0
 
     @property
     def is_elastic(self) -> bool:
@@ -96,12 +99,15 @@ class WorkerGroup:
 
 
 def worker_group(plan: Plan, settings: KubernetesSettings) -> WorkerGroup:
-    """As many pods as the replicas fill: KubeRay keeps a pod without a replica unready.
+    """As many pods as the replicas fill: KubeRay keeps a pod without a replica unready. A replica on a GPU has it, and
+    a pod, to itself.
 
     Raises ConfigError when the bounds contradict each other or the plan; no rule of the CRD looks at that.
     """
     cpus = math.ceil(plan.num_cpus_per_replica)
-    per_pod = cpus * 10_000 // max(1, round(plan.num_cpus_per_replica * 10_000))  # Ray counts CPUs in 1/10000
+    gpus = 1 if plan.runtime.device != "cpu" else 0  # as control/serve_config.py asks for each replica
+    # Ray counts CPUs in 1/10000.
+    per_pod = 1 if gpus else cpus * 10_000 // max(1, round(plan.num_cpus_per_replica * 10_000))
     needed = math.ceil(plan.num_replicas / per_pod)
     # A bound that is left out gives way to the one that is set.
     low = min(needed, settings.max_workers or needed) if settings.min_workers is None else settings.min_workers
@@ -113,7 +119,7 @@ def worker_group(plan: Plan, settings: KubernetesSettings) -> WorkerGroup:
             f"max_workers={high} holds at most {high * per_pod} replicas of {plan.num_cpus_per_replica:g} CPUs, the "
             f"plan has num_replicas={plan.num_replicas}; set max_workers to {needed} or more, or plan fewer replicas"
         )
-    return WorkerGroup(replicas=max(needed, low), min_replicas=low, max_replicas=high, cpus=cpus)
+    return WorkerGroup(replicas=max(needed, low), min_replicas=low, max_replicas=high, cpus=cpus, gpus=gpus)
 
 
 def render_ray_service(plan: Plan, settings: KubernetesSettings | None = None) -> dict[str, Any]:
@@ -134,7 +140,7 @@ def render_ray_service(plan: Plan, settings: KubernetesSettings | None = None) -
             "replicas": group.replicas,
             "minReplicas": group.min_replicas,
             "maxReplicas": group.max_replicas,
-            "rayStartParams": {"num-cpus": str(group.cpus)},
+            "rayStartParams": {"num-cpus": str(group.cpus)} | ({"num-gpus": str(group.gpus)} if group.gpus else {}),
             "template": {"spec": _worker_pod(settings, group)},
         }
     ]
@@ -166,6 +172,9 @@ def _worker_pod(settings: KubernetesSettings, group: WorkerGroup) -> dict[str, A
         alive=(_RAYLET,), ready=(_RAYLET, _PROXY.format(port=settings.http_port)), timeout_s=4,
     )  # fmt: skip
     container["readinessProbe"]["failureThreshold"] = 1  # a pod whose HAProxy is not well gets no more requests
+    if group.gpus:  # of the device plugin's; it takes a request only if it equals the limit
+        for bound in container["resources"].values():
+            bound[_GPU] = str(group.gpus)
     container["volumeMounts"] = [{"name": "store", "mountPath": settings.store_path, "readOnly": True}]
     volume = {"name": "store", "persistentVolumeClaim": {"claimName": settings.store_claim, "readOnly": True}}
     return _pod(container) | {"automountServiceAccountToken": False, "volumes": [volume]}

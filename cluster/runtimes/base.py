@@ -19,7 +19,10 @@ Device = Literal["cpu", "cuda", "tensorrt"]
 _DEVICES: dict[RuntimeName, tuple[Device, ...]] = {
     "torch": ("cpu", "cuda"), "onnxruntime": ("cpu", "cuda", "tensorrt"), "openvino": ("cpu",),
 }  # fmt: skip
-_OFF: dict[str, Any] = {"pin": False, "arena": True, "compile": False, "channels_last": False, "device": "cpu"}
+_OFF: dict[str, Any] = {
+    "pin": False, "arena": True, "compile": False, "channels_last": False, "device": "cpu", "cuda_graphs": False,
+    "gpu_memory_mib": None,
+}  # fmt: skip
 """The switches that came later, each with what it is where nobody set it."""
 
 
@@ -49,7 +52,14 @@ class RuntimeConfig(BaseModel):
     """torch keeps pictures and the weights of convolutions with the channels innermost, the order in which its kernels
     for them compute, so that none of them reorders."""
     device: Device = "cpu"
-    """Where the graph computes; "tensorrt" is an NVIDIA GPU through TensorRT."""
+    """Where the graph computes; "tensorrt" is an NVIDIA GPU through TensorRT. Each stream has a CUDA stream of its own
+    there."""
+    cuda_graphs: bool = False
+    """On a GPU: the kernels of a batch start with one call, and its buffers stay where they are (buckets.py): less work
+    for the CPU where kernels are short. Implemented, not measured: no GPU was at hand."""
+    gpu_memory_mib: int | None = Field(default=None, ge=1)
+    """At most so much of the GPU's memory for activations and weights, of all streams together; torch keeps to it for
+    the whole process. None: as it comes. Implemented, not measured."""
 
     @model_validator(mode="after")
     def _able(self) -> RuntimeConfig:
@@ -70,6 +80,11 @@ class RuntimeConfig(BaseModel):
         if self.device not in _DEVICES[self.name]:
             able = " or ".join(_DEVICES[self.name])
             raise ValueError(f"device={self.device!r}: {self.name} computes on {able} here; use one of these")
+        for switch, given in (("cuda_graphs", self.cuda_graphs), ("gpu_memory_mib", self.gpu_memory_mib)):
+            if given and self.device == "cpu":
+                raise ValueError(f"{switch}={given} is for a GPU, and device='cpu' has none; unset it, or set device")
+        if self.gpu_memory_mib is not None and self.gpu_memory_mib < self.streams:
+            raise ValueError(f"gpu_memory_mib={self.gpu_memory_mib}: each of streams={self.streams} needs some")
         return self
 
     @model_serializer(mode="wrap")
@@ -92,6 +107,7 @@ class RuntimeConfig(BaseModel):
                 (f" inter-op {self.inter_op_threads}", self.inter_op_threads > 1), (" pinned", self.pin),
                 (" no arena", not self.arena), (" compiled", self.compile), (" channels-last", self.channels_last),
                 (f" on {self.device}", self.device != "cpu"),
+                (" graphs", self.cuda_graphs), (f" in {self.gpu_memory_mib} MiB", self.gpu_memory_mib is not None),
             ) if on
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cluster.artifacts import ArtifactStore
 from cluster.errors import ArtifactError, InferenceFailed, RuntimeUnavailable
 from cluster.runtimes.base import Device, RuntimeConfig, Tensors
+from cluster.runtimes.buckets import Buckets
 from cluster.runtimes.user_cache import user_cache
 from cluster.tensors import check_inputs
 from cluster.variants import Precision, TensorSpec, Variant
@@ -19,6 +20,8 @@ try:
     import onnxruntime as ort
 except ImportError as error:
     raise RuntimeUnavailable(f"onnxruntime cannot be imported ({error}); pip install onnxruntime") from error
+
+from cluster.runtimes import onnxruntime_cuda
 
 _PROVIDERS: dict[Device, str] = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _CPU = "CPUExecutionProvider"
@@ -33,8 +36,12 @@ def affinities(threads: int) -> str:
     return ";".join(str(cores[number % len(cores)] + 1) for number in range(1, threads))
 
 
-def providers(device: Device, specs: tuple[TensorSpec, ...], precision: Precision = "fp32") -> list[Any]:
-    """Execution providers in the order in which they are offered each operator, with their options.
+def providers(
+    device: Device, specs: tuple[TensorSpec, ...], precision: Precision = "fp32", *, graphs: bool = False,
+    memory_mib: int | None = None,
+) -> list[Any]:  # fmt: skip
+    """Execution providers in the order in which they are offered each operator, with their options. Each session has a
+    CUDA stream of its own, and so has each lane.
 
     Raises RuntimeUnavailable if the one that was asked for is not built into this onnxruntime.
     """
@@ -44,22 +51,29 @@ def providers(device: Device, specs: tuple[TensorSpec, ...], precision: Precisio
     if _PROVIDERS[device] not in offered:
         raise RuntimeUnavailable(_without(device, f"has only {', '.join(offered)}"))
     # Without TF32, which rounds fp32 to ten bits: a variant would answer differently than it was measured.
-    cuda = (_PROVIDERS["cuda"], {"use_tf32": "0"})
+    cuda_options = {"use_tf32": "0"}
+    if memory_mib is not None:  # of its arena, which then grows by no more than it needs
+        cuda_options |= {"gpu_mem_limit": str(memory_mib << 20), "arena_extend_strategy": "kSameAsRequested"}
     if device == "cuda":
-        return [cuda, _CPU]
+        return [(_PROVIDERS["cuda"], cuda_options | ({"enable_cuda_graph": "1"} if graphs else {})), _CPU]
     cache = str(user_cache("tensorrt"))
     options = {
         "trt_engine_cache_enable": "True", "trt_engine_cache_path": cache,
         "trt_timing_cache_enable": "True", "trt_timing_cache_path": cache,
         # By the scales in the graph; without a table of calibration it quantizes nothing else.
         "trt_int8_enable": str(precision == "int8"),
+        # As the variant was measured: a bf16 variant in bf16, none in a type that it was not made for.
+        "trt_bf16_enable": str(precision == "bf16"),
+        "trt_cuda_graph_enable": str(graphs),
     }  # fmt: skip
+    if memory_mib is not None:
+        options |= {"trt_max_workspace_size": str(memory_mib << 20)}
     free = [spec for spec in specs if -1 in spec.shape]
     if all(-1 not in spec.shape[1:] for spec in free):  # else TensorRT finds the bounds out as sizes come
         for bound, rows in zip(("min", "opt", "max"), _TENSORRT_BATCH, strict=True):
             shapes = [f"{spec.name}:{'x'.join(map(str, [rows, *spec.shape[1:]]))}" for spec in free]
             options |= {f"trt_profile_{bound}_shapes": ",".join(shapes)} if shapes else {}
-    return [(_PROVIDERS["tensorrt"], options), cuda, _CPU]
+    return [(_PROVIDERS["tensorrt"], options), (_PROVIDERS["cuda"], cuda_options), _CPU]
 
 
 def _without(device: Device, why: str) -> str:
@@ -91,13 +105,19 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         data = store.read(variant, variant.model_file.path)
-        wanted = providers(config.device, variant.inputs, variant.precision)
+        wanted = providers(
+            config.device, variant.inputs, variant.precision, graphs=config.cuda_graphs,
+            memory_mib=config.gpu_memory_mib,
+        )  # fmt: skip
         if config.device != "cpu" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA and cuDNN of torch or NVIDIA's packages, where the system has none
         try:
             self._session = ort.InferenceSession(data, options, providers=wanted)
         except Exception as error:
-            raise ArtifactError(f"ONNX Runtime cannot load variant {variant.name} ({variant.id}): {error}") from error
+            graphs = ", with cuda_graphs=true, which wants all of it on the GPU" if config.cuda_graphs else ""
+            raise ArtifactError(
+                f"ONNX Runtime cannot load variant {variant.name} ({variant.id}){graphs}: {error}"
+            ) from error
         if config.device != "cpu":
             self._session.disable_fallback()
             if _PROVIDERS[config.device] not in (able := self._session.get_providers()):
@@ -113,6 +133,11 @@ class OnnxRuntime:
                     f"variant {variant.name} ({variant.id}) has {what} {named} in its graph, "
                     f"{[spec.name for spec in specs]} in its manifest; make it again"
                 )
+        self._buckets: Buckets | None = None
+        self._run_options: ort.RunOptions | None = None
+        if config.cuda_graphs:
+            session, self._run_options = self._session, onnxruntime_cuda.without_graph()
+            self._buckets = Buckets(variant, lambda bucket: onnxruntime_cuda.slot_of(session, variant, bucket))
 
     def infer(self, inputs: Tensors) -> dict[str, NDArray[np.generic]]:
         """See Runtime.infer."""
@@ -120,11 +145,13 @@ class OnnxRuntime:
             raise InferenceFailed("this runtime is closed; load the variant again")
         check_inputs(self._specs, inputs)
         try:
-            outputs = self._session.run(self._outputs, dict(inputs))
+            if self._buckets is not None and (answer := self._buckets.infer(inputs)) is not None:
+                return answer
+            outputs = self._session.run(self._outputs, dict(inputs), self._run_options)
         except Exception as error:
             raise InferenceFailed(f"ONNX Runtime failed: {error}") from error
         return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
-        """Free the session."""
-        self._session = None
+        """Free the session, and graphs captured of it."""
+        self._session = self._buckets = None

@@ -3,6 +3,7 @@ CPU or an NVIDIA GPU. Imported only when a variant is loaded with it."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from cluster.artifacts import ArtifactStore
 from cluster.errors import ArtifactError, ConfigError, InferenceFailed, RuntimeUnavailable
 from cluster.runtimes.base import RuntimeConfig, Tensors
+from cluster.runtimes.buckets import Buckets
 from cluster.tensors import NUMPY_OF_DATATYPE, check_inputs
 from cluster.variants import Variant
 
@@ -20,6 +22,7 @@ try:
 except ImportError as error:
     raise RuntimeUnavailable(f"torch cannot be imported ({error}); pip install torch") from error
 
+from cluster.runtimes import torch_cuda
 from cluster.runtimes.torch_archive import load_pickle_free
 
 
@@ -33,8 +36,7 @@ class TorchRuntime:
         self._inputs = variant.inputs
         self._outputs = variant.outputs
         self._device = torch.device(config.device)
-        if config.device == "cuda":
-            _prepare_cuda()
+        self._stream = torch_cuda.prepared(config) if config.device == "cuda" else None
         program = load_pickle_free(store.read(variant, variant.model_file.path))
         counts = (len(program.graph_signature.user_inputs), len(program.graph_signature.user_outputs))
         if counts != (len(self._inputs), len(self._outputs)):
@@ -56,6 +58,12 @@ class TorchRuntime:
 
             self._use_threads()
             self._module = compiled(module, self._inputs, self._batch, config.threads)
+        self._buckets: Buckets | None = None
+        if self._stream is not None:
+            torch.cuda.synchronize()  # weights came on another stream
+            if config.cuda_graphs:
+                graphs = torch_cuda.Graphs(self._module, self._batch, self._stream)
+                self._buckets = Buckets(variant, graphs.capture)
 
     def infer(self, inputs: Tensors) -> dict[str, NDArray[np.generic]]:
         """See Runtime.infer."""
@@ -64,7 +72,9 @@ class TorchRuntime:
         check_inputs(self._inputs, inputs)
         self._use_threads()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._on_stream():
+                if self._buckets is not None and (answer := self._buckets.infer(inputs)) is not None:
+                    return answer
                 # Copies both ways: a graph may write to its input, or return it, or return one of its own constants.
                 copies = [np.array(inputs[spec.name], order="C") for spec in self._inputs]
                 made = self._module(*(self._placed(torch.from_numpy(copy)) for copy in copies))
@@ -73,6 +83,9 @@ class TorchRuntime:
         except Exception as error:
             raise InferenceFailed(f"torch failed: {error}") from error
         return {spec.name: array for spec, array in zip(self._outputs, arrays, strict=True)}
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _use_threads(self) -> None:
         # torch's count belongs to the calling thread once that thread has computed, and to the whole process before.
@@ -105,18 +118,7 @@ class TorchRuntime:
             ) from error
 
     def close(self) -> None:
-        """Free the module."""
+        """Free the module, and graphs captured of it."""
         self._module = None
-
-
-def _prepare_cuda() -> None:
-    """Raises RuntimeUnavailable where torch has no GPU to compute on."""
-    if not torch.cuda.is_available():
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        raise RuntimeUnavailable(
-            f"device='cuda': torch {torch.__version__}, {built}, finds no NVIDIA GPU here; give the process one (its "
-            "driver, CUDA_VISIBLE_DEVICES), pip install a torch with CUDA, or use device='cpu'"
-        )
-    # Left to itself cuDNN rounds fp32 to TF32's ten bits, and a variant would answer differently than it was measured.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+        if self._buckets is not None:
+            self._buckets.close()

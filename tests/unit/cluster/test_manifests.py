@@ -114,6 +114,23 @@ def test_a_worker_pod_has_the_replicas_cores_and_one_for_ray_and_haproxy() -> No
     assert resources == {"requests": {"cpu": "3", "memory": "512Mi"}, "limits": {"cpu": "3", "memory": "512Mi"}}
 
 
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_each_replica_on_a_gpu_has_one_in_a_pod_of_its_own(device: str) -> None:
+    runtime = RuntimeConfig.model_validate({"device": device})
+    manifest = render_ray_service(make_plan(runtime=runtime, num_replicas=3, num_cpus_per_replica=0.5))
+    assert [workers(manifest)[key] for key in ("minReplicas", "replicas", "maxReplicas")] == [3, 3, 3]
+    assert workers(manifest)["rayStartParams"] == {"num-cpus": "1", "num-gpus": "1"}
+    head, worker = (pod["containers"][0]["resources"] for pod in pods(manifest))
+    assert [worker[bound]["nvidia.com/gpu"] for bound in ("requests", "limits")] == ["1", "1"]
+    assert "nvidia.com/gpu" not in head["limits"], "the head runs no replica"
+    inside = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    assert inside["applications"][0]["deployments"][0]["ray_actor_options"] == {"num_cpus": 0.5, "num_gpus": 1}
+
+
+def test_a_plan_on_the_cpu_asks_for_no_gpu() -> None:
+    assert "gpu" not in to_yaml(render_ray_service(make_plan()))
+
+
 def test_a_probe_has_time_for_each_of_its_commands() -> None:
     for pod in pods(render_ray_service(make_plan())):
         for name in ("livenessProbe", "readinessProbe"):

@@ -18,6 +18,9 @@ configs = st.builds(
 ) | st.builds(
     RuntimeConfig, name=st.just("torch"), compile=st.booleans(), channels_last=st.booleans(),
     device=st.sampled_from(["cpu", "cuda"]),
+) | st.builds(
+    RuntimeConfig, name=st.sampled_from(["torch", "onnxruntime"]), device=st.just("cuda"), cuda_graphs=st.booleans(),
+    gpu_memory_mib=st.none() | st.integers(1024, 4096), streams=st.integers(1, 1024),
 )  # fmt: skip
 
 
@@ -28,7 +31,7 @@ def test_the_default_is_one_thread_of_onnx_runtime() -> None:
     assert not RuntimeConfig().pin, "and neither is written where it is off: keys from before stay"
     assert RuntimeConfig().arena
     assert config.cores == 1
-    later = {"compile": True, "channels_last": True, "device": "cuda"}
+    later = {"compile": True, "channels_last": True, "device": "cuda", "cuda_graphs": True, "gpu_memory_mib": 9}
     assert RuntimeConfig.model_validate({"name": "torch", **later}).model_dump().items() >= later.items()
 
 
@@ -64,6 +67,10 @@ def test_inter_op_threads_are_onnx_runtimes_alone(name: str) -> None:
         ({"name": "openvino", "channels_last": True}, "channels_last=true is for runtime torch"),
         ({"name": "torch", "device": "tensorrt"}, "device='tensorrt': torch computes on cpu or cuda here"),
         ({"name": "openvino", "device": "cuda"}, "device='cuda': openvino computes on cpu here"),
+        ({"cuda_graphs": True}, "cuda_graphs=True is for a GPU, and device='cpu' has none"),
+        ({"name": "openvino", "cuda_graphs": True}, "cuda_graphs=True is for a GPU"),
+        ({"name": "torch", "gpu_memory_mib": 64}, "gpu_memory_mib=64 is for a GPU"),
+        ({"device": "cuda", "gpu_memory_mib": 3, "streams": 4}, "each of streams=4 needs some"),
         ({"pin": True, "streams": 2}, "the threads of streams=2 would share cores"),
     ],
 )
@@ -84,6 +91,7 @@ def test_what_a_runtime_has_no_switch_for_is_refused(fields: dict[str, object], 
         ({"threads": 2, "pin": True, "arena": False}, 2, "onnxruntime 1x2 pinned no arena"),
         ({"name": "torch", "compile": True, "channels_last": True}, 1, "torch compiled channels-last"),
         ({"device": "tensorrt", "threads": 2}, 2, "onnxruntime 1x2 on tensorrt"),
+        ({"device": "cuda", "cuda_graphs": True, "gpu_memory_mib": 512}, 1, "onnxruntime on cuda graphs in 512 MiB"),
     ],
 )
 def test_it_counts_its_cores_and_says_what_it_is(fields: dict[str, object], cores: int, said: str) -> None:

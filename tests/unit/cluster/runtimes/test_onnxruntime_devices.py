@@ -53,6 +53,28 @@ def test_tensorrt_builds_one_engine_for_all_batches_and_keeps_it(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("_all_offered")
+def test_tensorrt_computes_in_bf16_what_was_made_for_it_alone() -> None:
+    assert [providers("tensorrt", (X,), p)[0][1]["trt_bf16_enable"] for p in ("bf16", "fp32")] == ["True", "False"]
+
+
+@pytest.mark.usefixtures("_all_offered")
+def test_graphs_are_captured_by_the_provider_that_computes() -> None:
+    (_, options), *_ = providers("cuda", (X,), graphs=True)
+    assert options["enable_cuda_graph"] == "1"
+    (_, first), (_, second), *_ = providers("tensorrt", (X,), graphs=True)
+    assert (first["trt_cuda_graph_enable"], "enable_cuda_graph" in second) == ("True", False)
+    assert providers("tensorrt", (X,))[0][1]["trt_cuda_graph_enable"] == "False"
+
+
+@pytest.mark.usefixtures("_all_offered")
+def test_memory_is_bounded_where_it_is_told() -> None:
+    (_, options), *_ = providers("cuda", (X,), memory_mib=3)
+    assert options["gpu_mem_limit"] == str(3 * 2**20)
+    (_, first), (_, second), *_ = providers("tensorrt", (X,), memory_mib=3)
+    assert (first["trt_max_workspace_size"], second["gpu_mem_limit"]) == (str(3 * 2**20),) * 2
+
+
+@pytest.mark.usefixtures("_all_offered")
 @pytest.mark.parametrize("shape", [(-1, -1), (4, 2)])
 def test_bounds_are_given_for_a_free_batch_alone(shape: tuple[int, ...]) -> None:
     (_, options), *_ = providers("tensorrt", (X.model_copy(update={"shape": shape}),))
