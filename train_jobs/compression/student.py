@@ -1,4 +1,4 @@
-"""A trained run's config -> a narrower model of the same family, which learns from the trained one:
+"""A trained run's config -> a narrower or shallower model of the same family, which learns from the trained one:
 
     student = student_of(config, shapes, width=0.5)
     small = distill(student, trained, subject, DistillConfig())
@@ -21,8 +21,9 @@ from cluster.errors import ConfigError
 from train_jobs.compression.finetune import FinetuneConfig, finetune
 from train_jobs.compression.subject import Subject, served
 from train_jobs.config import TrainConfig
-from train_jobs.models import CNNConfig, GANConfig, MLPConfig, ModelConfig, RecurrentConfig
+from train_jobs.models import CNNConfig, GANConfig, MLPConfig, ModelConfig, RecurrentConfig, VisionConfig
 from train_jobs.models.coder import CoderConfig
+from train_jobs.models.vision import BLOCKS
 
 _GROUPS = 8
 """A generator's width is a multiple of this."""
@@ -35,10 +36,11 @@ class DistillConfig(FinetuneConfig):
     teacher: float = Field(default=0.9, ge=0, le=1)
     temperature: float = Field(default=4.0, gt=0)
     width: float = Field(default=0.5, gt=0, le=1)
-    """Times the trained model's: channels, units, a generator's width. 1 for an ensemble that is to be one model."""
+    """Times the trained model's: channels, units, a generator's width. 1 for an ensemble that is to be one model, or a
+    student that is only shallower."""
     depth: int | None = Field(default=None, ge=1)
-    """Hidden layers of an mlp, an autoencoder's way in (and out), or a recurrent network; the first ones' widths.
-    None: as many as the trained model has."""
+    """Hidden layers of an mlp, an autoencoder's way in (and out), or a recurrent network; the first ones' widths. Of a
+    ResNet: residual blocks in each stage. None: as many as the trained model has."""
 
 
 def student_of(
@@ -47,7 +49,7 @@ def student_of(
     """A fresh model like the one that `config` trains on data of such `shapes` (Task.shapes), as narrow as told; the
     same one every time. Its inputs, outputs and code are the same. Of a GAN the generator alone; of an ensemble one.
 
-    Raises ConfigError for a depth that the model has not, and a model whose width cannot be set.
+    Raises ConfigError for a depth that the model has not.
     """
     smaller = config.model_copy(update={"model": _narrower(config.model, width, depth)})
     with torch.random.fork_rng(devices=[]):
@@ -80,20 +82,25 @@ def _narrower(model: ModelConfig, width: float, depth: int | None) -> ModelConfi
     elif isinstance(model, RecurrentConfig):
         (hidden, *_), layers = _scaled((model.hidden,) * model.layers, width, depth), depth or model.layers
         changes = {"hidden": hidden, "layers": layers}
+    elif isinstance(model, VisionConfig) and model.kind in BLOCKS:
+        changes = {"width": model.width * width, "blocks": _blocks(model, depth)}
     elif depth is not None:
         raise ConfigError(
             f"depth={depth}: model.kind={model.kind} has its number of layers by design; leave it out and set width"
         )
-    elif isinstance(model, CNNConfig):
+    elif isinstance(model, CNNConfig | VisionConfig):
         changes = {"width": model.width * width}
-    elif isinstance(model, GANConfig):
-        changes = {"width": max(_GROUPS, round(model.width * width / _GROUPS) * _GROUPS)}
     else:
-        raise ConfigError(
-            f"model.kind={model.kind} has no width to scale; prune it, or train a smaller model.kind with "
-            "task.kind=distill"
-        )
+        assert isinstance(model, GANConfig)
+        changes = {"width": max(_GROUPS, round(model.width * width / _GROUPS) * _GROUPS)}
     return type(model).model_validate(model.model_dump() | changes)
+
+
+def _blocks(model: VisionConfig, depth: int | None) -> int | None:
+    most = max(BLOCKS[model.kind]) if model.blocks is None else model.blocks
+    if depth is not None and depth > most:
+        raise ConfigError(f"depth={depth} is more than the {most} blocks of a stage of the trained model; lower it")
+    return model.blocks if depth is None else depth
 
 
 def _scaled(hidden: tuple[int, ...], width: float, depth: int | None) -> tuple[int, ...]:

@@ -1,7 +1,9 @@
-"""torchvision's ResNet-18, ResNet-50 and MobileNetV3-Small, for pictures of any channels and from 28x28 upwards.
+"""torchvision's ResNet-18, ResNet-50 and MobileNetV3-Small, for pictures of any channels and from 28x28 upwards; as
+published, or thinner and shallower.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, table 1; Howard et al., "Searching for
-MobileNetV3", ICCV 2019, table 2. GroupNorm: Wu and He, "Group Normalization", ECCV 2018, section 3.
+MobileNetV3", ICCV 2019, table 2; width multiplier: Howard et al., "MobileNets", 2017, section 3.3. GroupNorm: Wu and
+He, "Group Normalization", ECCV 2018, section 3.
 
 Shapes: B batch, C channels, H height, W width, D features, K classes.
 """
@@ -15,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from cluster.errors import ConfigError
@@ -24,6 +26,10 @@ from train_jobs.models.layers import Preprocess
 _SMALLEST = 28
 _LAST = {"resnet18": "fc", "resnet50": "fc", "mobilenet_v3": "classifier.3"}
 """What torchvision calls the layer that decides."""
+BLOCKS: dict[str, tuple[int, ...]] = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
+"""Residual blocks of each stage, as published."""
+_STEM, _MULTIPLE = 64, 8
+"""Channels of a ResNet's stem and first stage; a thinner one's are a multiple of this, as a MobileNet's are."""
 
 
 class VisionConfig(BaseModel):
@@ -41,6 +47,20 @@ class VisionConfig(BaseModel):
     were trained with."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Before the last layer."""
+    width: float = Field(default=1.0, gt=0, le=4)
+    """Multiplies the channels of every layer: 0.5 is a student."""
+    blocks: int | None = Field(default=None, ge=1)
+    """ResNet: at most so many residual blocks in each of its four stages; None: as many as published."""
+
+    @model_validator(mode="after")
+    def _has_blocks(self) -> VisionConfig:
+        if self.blocks is not None and self.kind not in BLOCKS:
+            raise ValueError(f"blocks={self.blocks} is for a ResNet, and {self.kind} has none; unset it, or set width")
+        return self
+
+    @property
+    def as_published(self) -> bool:
+        return self.width == 1.0 and self.blocks is None
 
     @property
     def family(self) -> str:
@@ -74,7 +94,7 @@ class Vision(nn.Module):
             self.body.fc = nn.Identity()
 
     def penultimate(self, x_BCHW: Tensor) -> Tensor:
-        """What the last layer decides upon, (B, D): 512, 2048 or 1024 features."""
+        """What the last layer decides upon, (B, D): 512, 2048 or 1024 features, times the width."""
         features_BD: Tensor = self.dropout(self.body(self.preprocess(x_BCHW)))
         return features_BD
 
@@ -112,7 +132,7 @@ class Vision(nn.Module):
     def published_weights(self) -> dict[str, Tensor]:
         """Those that torchvision publishes, learned on ImageNet-1k: a download into torch's hub cache.
 
-        Raises ConfigError if they are not to be had, or do not go with norm=group.
+        Raises ConfigError if they are not to be had, or do not go with norm=group or a network of another size.
         """
         from torchvision import models
 
@@ -120,6 +140,11 @@ class Vision(nn.Module):
         if self._config.norm != "batch":
             raise ConfigError(
                 "transfer.source=torchvision: its weights were learned with batch normalisation; set model.norm=batch"
+            )
+        if not self._config.as_published:
+            raise ConfigError(
+                f"transfer.source=torchvision: its weights are for the whole {self._config.kind}; set model.width=1 "
+                "and model.blocks=null"
             )
         published = models.get_model_weights(kind).DEFAULT
         way_out = (
@@ -149,7 +174,7 @@ def _body(config: VisionConfig, channels: int) -> Any:
 
     norm: dict[str, Any] = {} if config.norm == "batch" else {"norm_layer": _group_norm}
     if config.kind == "mobilenet_v3":
-        body = models.mobilenet_v3_small(weights=None, **norm)
+        body = models.mobilenet_v3_small(weights=None, width_mult=config.width, **norm)
         for module in body.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.1  # 0.01 there: an epoch of a small set ends before its statistics are known
@@ -159,13 +184,36 @@ def _body(config: VisionConfig, channels: int) -> Any:
         stem[0] = _with_channels(stem[0], channels)
         return body
     body = models.get_model(config.kind, weights=None, **norm)
+    if not config.as_published:
+        _resize(body, config)
     if config.small:
-        body.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
+        body.conv1 = nn.Conv2d(channels, body.conv1.out_channels, 3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
         body.maxpool = nn.Identity()
     else:
         body.conv1 = _with_channels(body.conv1, channels)
     return body
+
+
+def _resize(body: Any, config: VisionConfig) -> None:
+    """Make a ResNet thinner (or wider) and shallower, in place: torchvision's constructor has fixed channels."""
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    block: Any = BasicBlock if config.kind == "resnet18" else Bottleneck
+    planes = max(_MULTIPLE, round(_STEM * config.width / _MULTIPLE) * _MULTIPLE)
+    made: list[nn.Module] = []
+    body.inplanes = planes
+    body.conv1 = nn.Conv2d(3, planes, 7, stride=2, padding=3, bias=False)
+    body.bn1 = body._norm_layer(planes)
+    made.append(body.conv1)
+    for stage, published in enumerate(BLOCKS[config.kind]):
+        count = published if config.blocks is None else min(published, config.blocks)
+        layer = body._make_layer(block, planes << stage, count, stride=1 if stage == 0 else 2)
+        setattr(body, f"layer{stage + 1}", layer)
+        made.append(layer)
+    body.fc = nn.Linear((planes << 3) * block.expansion, body.fc.out_features)
+    for module in (module for each in made for module in each.modules() if isinstance(module, nn.Conv2d)):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _with_channels(convolution: nn.Conv2d, channels: int) -> nn.Conv2d:

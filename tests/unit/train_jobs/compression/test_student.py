@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from pydantic import ValidationError
@@ -24,6 +26,7 @@ from tests.unit.train_jobs.compression.subjects import (
 from train_jobs.compression.student import DistillConfig, distill, student_of
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset
+from train_jobs.export import to_onnx
 from train_jobs.loop import TrainResult
 from train_jobs.models import Ensemble, VisionConfig
 from train_jobs.tasks.classify import correct
@@ -147,11 +150,39 @@ def test_a_linear_model_has_no_student() -> None:
         student_of(made.config.model_copy(update={"model": model}), made.shapes, 0.5)
 
 
-def test_a_published_architecture_has_no_width() -> None:
-    made = case("cnn")
-    config = made.config.model_copy(update={"model": VisionConfig()})
-    with pytest.raises(ConfigError, match=r"model\.kind=resnet18 has no width to scale; prune it, or train a smaller"):
-        student_of(config, made.shapes, 0.5)
+def published(kind: str) -> TrainConfig:
+    model = VisionConfig.model_validate({"kind": kind, "small": True, "norm": "batch"})
+    return case("cnn").config.model_copy(update={"model": model})
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "depth"),
+    [("resnet18", 0.25, None), ("resnet18", 1.0, 1), ("resnet50", 0.25, 1), ("mobilenet_v3", 0.5, None)],
+)
+def test_a_student_of_a_published_architecture_learns_and_exports(kind: str, width: float, depth: int | None) -> None:
+    config, shapes = published(kind), case("cnn").shapes
+    teacher = student_of(config, shapes, 1.0).eval()
+    small = student_of(config, shapes, width, depth)
+    assert parameters(small) < (0.6 if depth and width == 1.0 else 0.45) * parameters(teacher)
+    before = weights(small)
+    subject = classify(few(40))
+    once = DistillConfig(epochs=1, batch_size=32, validation=0.1)
+    tuned = distill(small, teacher, subject, once)
+    moved = [key for key, value in weights(tuned).items() if not torch.equal(value, before[key])]
+    assert len(moved) > 0.9 * len(before), "every layer is run, and learns"
+    graph = to_onnx(tuned, subject.inputs, ["logits"])
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    x = subject.samples(3)
+    (made,) = session.run(None, {subject.inputs.name: x})
+    with torch.inference_mode():
+        np.testing.assert_allclose(made, tuned(torch.from_numpy(x)), rtol=1e-3, atol=1e-3)
+
+
+def test_a_published_depth_is_told() -> None:
+    with pytest.raises(ConfigError, match="depth=3 is more than the 2 blocks of a stage of the trained model; lower"):
+        student_of(published("resnet18"), case("cnn").shapes, 0.5, 3)
+    with pytest.raises(ConfigError, match=r"model\.kind=mobilenet_v3 has its number of layers by design"):
+        student_of(published("mobilenet_v3"), case("cnn").shapes, 0.5, 1)
 
 
 def test_features_may_be_taught_as_well() -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torchvision import models
 
@@ -142,3 +143,43 @@ def test_published_weights_are_found_in_the_cache_of_torch(tmp_path: Path, monke
     left = load_weights(model, TransferConfig(source="torchvision"), runs_dir=None)
     assert left == ["head.weight", "head.bias"]
     assert torch.equal(model.body.features[3].block[0][0].weight, theirs.features[3].block[0][0].weight)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize(("kind", "width", "features"), [
+    ("resnet18", 0.5, 256), ("resnet18", 0.1, 64), ("resnet50", 0.25, 512), ("mobilenet_v3", 0.5, 512),
+])  # fmt: skip
+def test_a_width_multiplies_every_layer(
+    kind: Kind, width: float, features: int, norm: Literal["batch", "group"]
+) -> None:
+    model = VisionConfig(kind=kind, width=width, norm=norm, small=True).build((1, 28, 28), (10,)).eval()
+    x = pictures(2, 1, 28, 28)
+    assert model(x).shape == (2, 10)
+    assert model.penultimate(x).shape == (2, features)
+    whole = VisionConfig(kind=kind, norm=norm, small=True).build((1, 28, 28), (10,))
+    thin, full = (sum(p.numel() for p in each.parameters()) for each in (model, whole))
+    assert thin < 1.4 * width * full, "roughly by its square"
+
+
+def test_resized_to_what_it_was_it_is_the_published_one() -> None:
+    model = VisionConfig(kind="resnet50", blocks=6).build((3, 32, 32), (10,))
+    published = VisionConfig(kind="resnet50").build((3, 32, 32), (10,))
+    mine, theirs = ({k: v.shape for k, v in each.state_dict().items()} for each in (model, published))
+    assert mine == theirs
+
+
+def test_fewer_blocks_are_the_first_of_each_stage() -> None:
+    model = VisionConfig(kind="resnet50", blocks=2).build((3, 32, 32), (10,))
+    assert [len(getattr(model.body, f"layer{stage}")) for stage in (1, 2, 3, 4)] == [2] * 4
+    assert model.eval()(pictures(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_blocks_of_a_mobilenet_are_refused() -> None:
+    with pytest.raises(ValidationError, match="blocks=1 is for a ResNet, and mobilenet_v3 has none"):
+        VisionConfig(kind="mobilenet_v3", blocks=1)
+
+
+def test_published_weights_are_for_the_whole_network() -> None:
+    model = VisionConfig(kind="resnet18", width=0.5).build((3, 32, 32), (10,))
+    with pytest.raises(ConfigError, match=r"are for the whole resnet18; set model\.width=1"):
+        model.published_weights()
