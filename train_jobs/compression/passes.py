@@ -88,7 +88,9 @@ class Passes:
         told = [_told(step, config)]
         match step.kind:
             case "prune":
-                smaller = prune(module, config, inputs=inputs, subject=subject, notify=self._notify)
+                smaller = prune(
+                    module, config, inputs=inputs, subject=subject, hold_zeros=_is_sparse(work), notify=self._notify
+                )
                 made = self._finetuned(smaller, config.finetune, frozen_zeros=_held(work, smaller))
             case "sparsify":
                 sparse = sparsify(module, config)
@@ -113,7 +115,10 @@ class Passes:
                 told.append(Pass(name="finetune", params=config.finetune.model_dump(mode="json")))
                 return work.then(step, *told, Pass(name="export_onnx"), module=None, graph=found.graph)
             case "qat":
-                trained = qat(module, subject, config, teacher=self._model.module, notify=self._notify)
+                trained = qat(
+                    module, subject, config, teacher=self._model.module, hold_zeros=_is_sparse(work),
+                    notify=self._notify,
+                )  # fmt: skip
                 plain = self.exported(Work(trained.module, None)).graph
                 assert plain is not None
                 samples = subject.samples(config.quantize.samples)
@@ -172,7 +177,11 @@ class Passes:
 
 def _held(work: Work, module: nn.Module) -> dict[str, Tensor]:
     """What an earlier sparsify set to zero: later training in these passes leaves it so."""
-    return masks(module) if any(done.name == "sparsify" for done in work.passes) else {}
+    return masks(module) if _is_sparse(work) else {}
+
+
+def _is_sparse(work: Work) -> bool:
+    return any(done.name == "sparsify" for done in work.passes)
 
 
 def _told(step: Step, config: BaseModel) -> Pass:

@@ -29,6 +29,7 @@ from cluster.errors import ConfigError, InvalidRequest, TrainingFailed
 from cluster.variants import TensorSpec
 from train_jobs.compression.channels import Traced
 from train_jobs.compression.finetune import FinetuneConfig, finetune
+from train_jobs.compression.sparsify import masks
 from train_jobs.compression.units import Saliency, has_units, units_of
 from train_jobs.export import example_of
 from train_jobs.models.layers import batch_norms
@@ -85,14 +86,15 @@ class Group(Protocol):
 
 def prune(
     model: nn.Module, config: PruneConfig, *, inputs: TensorSpec, subject: Subject | None = None,
-    notify: Callable[[str], None] = lambda line: None,
+    hold_zeros: bool = False, notify: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:  # fmt: skip
     """A smaller copy, not yet fine-tuned by `config.finetune`; its outputs keep their shape, so that its answers mean
     the same. `model` is what is served (of a GAN the averaged generator), and stays as it is.
 
-    `subject` is what importance=taylor and `between` learn from. Raises ConfigError if they lack it; InvalidRequest if
-    the model cannot be traced, no layer has channels to spare, the ratio would empty one, or the model has not what the
-    importance is read from; TrainingFailed if fine-tuning in between diverges.
+    `subject` is what importance=taylor and `between` learn from; `hold_zeros`: weights that are zero stay so between
+    steps. Raises ConfigError if they lack it; InvalidRequest if the model cannot be traced, no layer has channels to
+    spare, the ratio would empty one, or the model has not what the importance is read from; TrainingFailed if
+    fine-tuning in between diverges.
     """
     _check(model, config, subject)
     # The graph is read off autograd's: what its owner has frozen would be missing there (and could not be fine-tuned).
@@ -103,7 +105,7 @@ def prune(
         expected = _shapes(pruned, example)
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            _shrink(pruned, model, config, example, subject, notify)
+            _shrink(pruned, model, config, example, subject, hold_zeros, notify)
         shapes = _shapes(pruned, example)
     except (InvalidRequest, TrainingFailed):
         raise
@@ -144,7 +146,7 @@ def _parameters(model: nn.Module) -> int:
 
 def _shrink(
     pruned: nn.Module, trained: nn.Module, config: PruneConfig, example: Tensor, subject: Subject | None,
-    notify: Callable[[str], None],
+    hold_zeros: bool, notify: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Step by step, in place."""
     traced = None if has_units(pruned) else Traced(pruned, example)
@@ -159,7 +161,8 @@ def _shrink(
             assert subject is not None
             notify(f"pruned by {ratio:.0%}, step {step} of {config.steps}")
             # Into the same module: the traced graph knows its layers by who they are.
-            tuned = finetune(pruned, subject, config.between, teacher=trained, notify=notify)
+            held = masks(pruned) if hold_zeros else None
+            tuned = finetune(pruned, subject, config.between, teacher=trained, frozen_zeros=held, notify=notify)
             pruned.load_state_dict(tuned.state_dict())
     if traced is not None:
         traced.unwrap()

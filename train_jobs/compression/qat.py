@@ -33,6 +33,7 @@ from cluster.errors import InvalidRequest
 from cluster.variants import TensorSpec
 from train_jobs.compression.finetune import FinetuneConfig, finetune
 from train_jobs.compression.quantize import BETWEEN, Calibration, QuantizeConfig
+from train_jobs.compression.sparsify import masks
 from train_jobs.compression.subject import Subject
 from train_jobs.compression.weight_only import in_eight_bits
 
@@ -77,14 +78,17 @@ class Trained:
 
 def qat(
     model: nn.Module, subject: Subject, config: QatConfig, *, teacher: nn.Module | None = None,
-    notify: Callable[[str], None] = lambda line: None,
+    hold_zeros: bool = False, notify: Callable[[str], None] = lambda line: None,
 ) -> Trained:  # fmt: skip
-    """`model` itself stays as it is. Raises InvalidRequest if it has no layer that int8 computes, TrainingFailed as
-    `finetune` does."""
+    """`model` itself stays as it is; `hold_zeros`: so do its weights that are zero. Raises InvalidRequest if it has no
+    layer that int8 computes, TrainingFailed as `finetune` does."""
     x = torch.from_numpy(subject.samples(config.quantize.samples))
     plain = folded(model, x[:2])
     rounding = rounded(plain, config, x)
-    return stripped(plain, finetune(rounding, subject, config.finetune, teacher=teacher, notify=notify))
+    # A folded norm only scales a weight, and on every grid nought is nought.
+    held = {_learnt(rounding, name): zero for name, zero in masks(plain).items()} if hold_zeros else None
+    tuned = finetune(rounding, subject, config.finetune, teacher=teacher, frozen_zeros=held, notify=notify)
+    return stripped(plain, tuned)
 
 
 def to_qdq(
@@ -256,6 +260,15 @@ def stripped(plain: nn.Module, rounding: nn.Module) -> Trained:
         state = {name: _by_name(rounding, name).detach() for name in made.state_dict()}
     made.load_state_dict(state)
     return Trained(made.eval(), ranges)
+
+
+def _learnt(rounding: nn.Module, name: str) -> str:
+    """What a weight of the plain module is called where its rounding stands before it."""
+    owner, _, own = name.rpartition(".")
+    module = rounding.get_submodule(owner)
+    if not parametrize.is_parametrized(module, own):
+        return name
+    return ".".join([*([owner] if owner else []), "parametrizations", own, "original"])
 
 
 def _by_name(module: nn.Module, name: str) -> Tensor:

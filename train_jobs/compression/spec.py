@@ -84,6 +84,7 @@ KINDS = {
              "batch norms folded and nodes fused, ahead of time"),
     )
 }  # fmt: skip
+_NEW_WEIGHTS = {"low_rank", "distill"}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
@@ -153,6 +154,12 @@ class CompressSpec(BaseModel):
             if "module" in stages[stages.index("graph") :] if "graph" in stages else False:
                 late = next(s.kind for i, s in enumerate(steps) if s.of.stage == "module" and "graph" in stages[:i])
                 raise ValueError(f"{name}: {late} trains a module and cannot follow a pass on the graph; put it first")
+            kinds = [step.kind for step in steps]
+            if "sparsify" in kinds and (new := set(kinds[kinds.index("sparsify") :]) & _NEW_WEIGHTS):
+                raise ValueError(
+                    f"{name}: {sorted(new)[0]} makes new weights, and what sparsify set to zero would be gone; put "
+                    "sparsify after it"
+                )
             narrow = [step.kind for step in steps if step.of.precision is not None]
             if len(narrow) > 1:
                 raise ValueError(f"{name}: {' and '.join(narrow)} each set the precision; keep one of them")

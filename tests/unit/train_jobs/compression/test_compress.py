@@ -26,7 +26,7 @@ from train_jobs.compression.finetune import FinetuneConfig, finetune
 from train_jobs.compression.passes import Passes, Work
 from train_jobs.compression.prune import PruneConfig, prune
 from train_jobs.compression.quantize import QuantizeConfig, quantize
-from train_jobs.compression.sparsify import zeros
+from train_jobs.compression.sparsify import masks, zeros
 from train_jobs.compression.spec import CompressSpec
 from train_jobs.compression.trained import TrainedModel, of_run
 from train_jobs.config import TrainConfig
@@ -318,6 +318,37 @@ def test_what_sparsify_set_to_zero_stays_so_in_later_passes(
     assert pruned > 0.3, "channels that stayed have their zeros still"
     moved = [not torch.equal(a, b) for a, b in zip(*(m.parameters() for m in modules[:2]), strict=True)]
     assert any(moved), "the rest went on learning"
+
+
+def test_what_sparsify_set_to_zero_stays_so_between_steps_of_pruning_and_in_int8(
+    trained: TrainResult, quick_config: TrainConfig, few_digits: LabelledDataset
+) -> None:
+    model = of_run(trained.model, quick_config, few_digits)
+    still, learns = {"epochs": 1, "lr": 1e-7}, {"epochs": 3, "lr": 3e-3}  # so that there is something to learn back
+    steps = CompressSpec.of({"x": [
+        {"sparsify": {"sparsity": 0.8, "finetune": still}},
+        {"prune": {"ratio": 0.5, "steps": 2, "between": learns, "finetune": still}}, {"qat": {"finetune": learns}},
+    ]}).variants["x"]  # fmt: skip
+    passes, work = Passes(model, model.subject_on(few_digits), lambda line: None), Work(model.module, None)
+    made = []
+    for step in steps:
+        work = passes.apply(step, work)
+        assert work.module is not None
+        made.append(work.module)
+    _, pruned, rounded = made
+    assert zeros(pruned) > 0.5, "it would have next to none, had the training between the steps not held them"
+    held = masks(pruned)
+    moved = [not torch.equal(rounded.get_parameter(name), pruned.get_parameter(name)) for name in held]
+    assert all(moved)
+    assert held
+    for name, zero in held.items():
+        assert bool((rounded.get_parameter(name)[zero] == 0).all()), name
+    assert zeros(rounded) >= zeros(pruned), "a small weight may round to nought besides"
+    assert work.graph is not None
+    weights = [numpy_helper.to_array(t) for t in onnx.load_from_string(work.graph).graph.initializer]
+    eight = [weight for weight in weights if weight.dtype == np.int8 and weight.ndim > 1]
+    assert len(eight) > 1
+    assert sum(int((weight == 0).sum()) for weight in eight) > 0.5 * sum(weight.size for weight in eight)
 
 
 def test_a_variant_comes_from_the_longest_list_that_its_own_begins_with(

@@ -36,6 +36,7 @@ from tests.unit.train_jobs.compression.graphs import (
 from train_jobs.compression.finetune import FinetuneConfig
 from train_jobs.compression.qat import QatConfig, Range, Trained, Weight, folded, qat, rounded, stripped, to_qdq
 from train_jobs.compression.quantize import QuantizeConfig, quantize
+from train_jobs.compression.sparsify import SparsifyConfig, masks, sparsify
 from train_jobs.compression.subject import ClassifySubject
 from train_jobs.datasets import LabelledDataset
 from train_jobs.export import INPUT, output_spec, to_onnx
@@ -191,6 +192,21 @@ def test_cells_and_generators_are_trained_for_int8_too(family: str) -> None:
     got = small.run(graph)
     assert decibels(expected, got) > 30
     assert decibels(told(small.module, small.samples, names), got) > 15
+
+
+@pytest.mark.parametrize("family", ["forecaster", "generator"])
+def test_noughts_are_held_where_they_are_wanted(family: str) -> None:
+    """In cells, and in layers that batch norms are folded into, too."""
+    small = FAMILIES[family]()
+    sparse = sparsify(small.module, SparsifyConfig(sparsity=0.7, scope="local"))
+    config = settings(small).model_copy(update={"finetune": FinetuneConfig(epochs=4, lr=1e-3)})
+    held, free = (
+        qat(sparse, Rebuild(small), config, hold_zeros=hold).module for hold in (True, False)  # type: ignore[arg-type]
+    )  # fmt: skip
+    wanted = masks(folded(sparse, torch.from_numpy(small.samples[:2])))
+    assert wanted
+    assert all(bool((held.get_parameter(name)[zero] == 0).all()) for name, zero in wanted.items())
+    assert not all(bool((free.get_parameter(name)[zero] == 0).all()) for name, zero in wanted.items())
 
 
 def test_a_cell_keeps_its_matrices_in_int8_and_computes_in_fp32() -> None:

@@ -35,6 +35,8 @@ def test_a_pass_is_a_name_or_a_name_with_settings() -> None:
         ({"a": ["int8", "prune"]}, "a: prune trains a module and cannot follow a pass on the graph; put it first"),
         ({"a": ["int8", "bf16"]}, "a: int8 and bf16 each set the precision; keep one of them"),
         ({"a": ["qat", "optimise"]}, "a: qat makes the int8 graph itself; put it last"),
+        ({"a": ["sparsify", "low_rank"]}, "a: low_rank makes new weights, and what sparsify set to zero would be gone"),
+        ({"a": ["sparsify", "prune", "distill", "int8"]}, "a: distill makes new weights, and what sparsify set to"),
         ({"fp32": ["int8"]}, "fp32 is what all others start from"),
         ({"a": []}, "at least 1 item"),
         ({"../a": ["int8"]}, "should match pattern"),
@@ -45,6 +47,11 @@ def test_what_makes_no_sense_is_refused_by_name(variants: dict[str, list[object]
         parsed({"variants": variants}, where="here")
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("first", ["low_rank", "distill"])
+def test_sparsify_may_follow_what_makes_new_weights(first: str) -> None:
+    parsed({"variants": {"a": [first, "sparsify", "prune", "finetune", "qat"]}}, where="here")
 
 
 def test_every_family_has_a_default_whose_children_follow_their_parents() -> None:
