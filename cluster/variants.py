@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, computed_field, model_validator
 
 from cluster.errors import ArtifactError
 
@@ -49,6 +49,41 @@ class TensorSpec(_Frozen):
     name: str
     datatype: Datatype
     shape: tuple[Annotated[int, Field(ge=-1)], ...]
+
+
+class SequenceSpec(_Frozen):
+    """Samples of differing lengths: one that is shorter than its batch ends in rows of NaN, and the graph answers as if
+    they were not there.
+
+        >>> SequenceSpec(multiple_of=24, shortest=24, longest=336).takes(48)
+        True
+    """
+
+    axis: Literal[1] = 1
+    """Of the first input, whose shape has -1 there; 0 is the batch."""
+    multiple_of: int = Field(default=1, ge=1)
+    """Rows that the graph reads at once."""
+    shortest: int = Field(ge=1)
+    longest: int = Field(ge=1)
+    """What it was trained on, and its accuracy measured at."""
+
+    @model_validator(mode="after")
+    def _in_whole_steps(self) -> SequenceSpec:
+        if self.shortest > self.longest or self.shortest % self.multiple_of or self.longest % self.multiple_of:
+            raise ValueError(
+                f"shortest={self.shortest} and longest={self.longest} must be multiples of "
+                f"multiple_of={self.multiple_of}, the shorter one first"
+            )
+        return self
+
+    def takes(self, rows: int) -> bool:
+        """Is that the length of a sample?"""
+        return self.shortest <= rows <= self.longest and rows % self.multiple_of == 0
+
+    def freed(self, spec: TensorSpec) -> TensorSpec:
+        """The input with that axis free."""
+        shape = (-1 if axis == self.axis else size for axis, size in enumerate(spec.shape))
+        return spec.model_copy(update={"shape": tuple(shape)})
 
 
 class ArtifactFile(_Frozen):
@@ -139,6 +174,8 @@ class Variant(_Frozen):
     files: tuple[ArtifactFile, ...] = ()
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    sequence: SequenceSpec | None = None
+    """None where every sample has the one size that `inputs` says."""
     labels: tuple[str, ...] = ()
     preprocessing: str = ""
     accuracies: tuple[Accuracy, ...] = ()
@@ -158,6 +195,8 @@ class Variant(_Frozen):
                 "labels", "preprocessing",
             },
         )
+        if self.sequence is not None:  # ids from before there was such a field stay what they were
+            content["sequence"] = self.sequence.model_dump(mode="json")
         return canonical_sha256(content)[:16]
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -174,6 +213,13 @@ class Variant(_Frozen):
     def accuracy_in(self, runtime: str) -> Accuracy | None:
         """In that very runtime, None if it was not measured there: executors round differently."""
         return next((accuracy for accuracy in self.accuracies if accuracy.runtime == runtime), None)
+
+    def example_shape(self, spec: TensorSpec, rows: int) -> tuple[int, ...]:
+        """What an input's shape is for a batch of `rows`: its longest sequences, and 1 along any other free axis."""
+        sizes = [rows, *(max(size, 1) for size in spec.shape[1:])]
+        if self.sequence is not None and spec == self.inputs[0]:
+            sizes[self.sequence.axis] = self.sequence.longest
+        return tuple(sizes)
 
     @property
     def size_bytes(self) -> int:

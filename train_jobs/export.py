@@ -1,4 +1,5 @@
-"""nn.Module -> graph bytes: an ONNX file or a torch.export archive, preprocessing inside, batch size free."""
+"""nn.Module -> graph bytes: an ONNX file or a torch.export archive, preprocessing inside; the batch is free,
+and the length of series in models that take any (train_jobs/models/ragged.py)."""
 
 from __future__ import annotations
 
@@ -7,20 +8,26 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import torch
-from torch import nn
+from onnx import numpy_helper
+from torch import Tensor, nn
+from torch._decomp import global_decomposition_table
 
 from cluster.errors import InvalidRequest
 from cluster.runtimes.torch_archive import save_pickle_free
 from cluster.tensors import NUMPY_OF_DATATYPE
 from cluster.variants import TensorSpec
+from train_jobs.models.ragged import sequence_of
 
 INPUT = TensorSpec(name="image", datatype="UINT8", shape=(-1, 1, 28, 28))
 """What our own picture classifiers take."""
+_AXIS = numpy_helper.from_array(np.array([1], np.int64), "axis_of_directions")
 
 
 def output_spec(classes: int) -> TensorSpec:
@@ -45,14 +52,14 @@ def to_onnx(model: nn.Module, inputs: TensorSpec = INPUT, outputs: Sequence[str]
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         path = Path(folder) / "model.onnx"
         try:
-            torch.onnx.export(
-                model.eval(), (example_of(inputs),), str(path), dynamo=True, opset_version=18, external_data=False,
-                verbose=False, input_names=[inputs.name], output_names=list(outputs),
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            )  # fmt: skip
+            with _cells_of_any_length():
+                torch.onnx.export(
+                    model.eval(), (example_of(inputs),), str(path), dynamo=True, opset_version=18, external_data=False,
+                    verbose=False, input_names=[inputs.name], output_names=list(outputs), dynamic_shapes=_free(model),
+                )  # fmt: skip
         except Exception as error:
             raise InvalidRequest(_no_graph("ONNX", error)) from error
-        return bytes(without_notes(onnx.load(path)).SerializeToString())
+        return bytes(_lean(without_notes(onnx.load(path))).SerializeToString())
 
 
 def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -64,14 +71,104 @@ def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def _lean(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` without what the exporter puts around recurrent cells, which costs as much as a step of a small one:
+    first states of nought, with which ONNX begins by itself, and how it takes out an axis that is 1 long."""
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "LSTM" and all(_is_nought(name, makers, constants) for name in node.input[5:7]):
+            del node.input[4:]  # lengths, which it leaves out, and both states
+        turned = makers.get(node.input[0]) if node.op_type == "Reshape" else None
+        if turned is None or turned.op_type != "Transpose" or not _gives_states(makers.get(turned.input[0])):
+            continue
+        node.input[0] = turned.input[0]  # (S, 1, B, D): turned or not, its values lie alike
+        if node.input[1] not in constants:  # (S, B, D), told by what it was
+            node.op_type = "Squeeze"
+            node.input[1] = _AXIS.name
+            del node.attribute[:]
+    graph.initializer.append(_AXIS)
+    _sweep(graph)
+    return model
+
+
+def _sweep(graph: onnx.GraphProto) -> None:
+    """Leave what its outputs need."""
+    read, nodes = {output.name for output in graph.output}, []
+    for node in reversed(graph.node):
+        if read.intersection(node.output):
+            nodes.append(node)
+            read.update(node.input)
+    constants = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(reversed(nodes))
+    graph.initializer.extend(constants)
+
+
+def _gives_states(node: onnx.NodeProto | None) -> bool:
+    """Of a cell that reads forwards alone?"""
+    return node is not None and node.op_type == "LSTM" and all(
+        each.s == b"forward" for each in node.attribute if each.name == "direction"
+    )
+
+
+def _is_nought(name: str, makers: dict[str, onnx.NodeProto], constants: dict[str, onnx.TensorProto]) -> bool:
+    """Noughts of whatever shape?"""
+    while name in makers and makers[name].op_type in ("Slice", "Expand"):
+        name = makers[name].input[0]
+    return name in constants and not numpy_helper.to_array(constants[name]).any()
+
+
 def to_torch_archive(model: nn.Module, inputs: TensorSpec = INPUT) -> bytes:
     """The model as an exported torch program. Raises InvalidRequest as `to_onnx` does."""
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
     try:
-        program = torch.export.export(model.eval(), (example_of(inputs),), dynamic_shapes=shapes)
+        with _cells_of_any_length():
+            program = torch.export.export(model.eval(), (example_of(inputs),), dynamic_shapes=_free(model))
     except Exception as error:
         raise InvalidRequest(_no_graph("a torch program", error)) from error
+    # A size such as 24 * steps has limits of its own there; those of the steps say as much.
+    for size in [size for size in program.range_constraints if not size.is_Symbol]:
+        del program.range_constraints[size]
     return save_pickle_free(program)
+
+
+def _free(model: nn.Module) -> tuple[dict[int, Any]]:
+    """Which axes of the input are free, and by what."""
+    axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    sequence = sequence_of(model)
+    if sequence is not None:
+        # One step and two are computed as well, but torch would have them proved apart: behind the first step there are
+        # none or one then, and such sizes have laws of their own.
+        steps = torch.export.Dim("steps", min=3)
+        axes[sequence.axis] = steps if sequence.multiple_of == 1 else sequence.multiple_of * steps
+    return (axes,)
+
+
+@contextlib.contextmanager
+def _cells_of_any_length() -> Iterator[None]:
+    """While it exports, torch works out an LSTM's shapes by unrolling it, and takes the example's steps for a law. The
+    node in the graph is the same either way; here its shapes come from what it is given. (torch's own remedy, in
+    torch/export/_patches.py, does the same to these tables with a loop in place of the node.)"""
+    cell = torch.ops.aten.lstm.input
+    composite, autograd = torch._C.DispatchKey.CompositeImplicitAutograd, torch._C.DispatchKey.Autograd
+    tables: list[tuple[dict[Any, Any], Any]] = [
+        (global_decomposition_table["post_autograd"], cell), (cell.py_kernels, composite), (cell.py_kernels, autograd),
+    ]  # fmt: skip
+    before = [table[key] for table, key in tables]
+    for table, key in tables:
+        table[key] = _shapes_of_lstm
+    try:
+        yield
+    finally:
+        for (table, key), kernel in zip(tables, before, strict=True):
+            table[key] = kernel
+
+
+def _shapes_of_lstm(input: Tensor, hx: Sequence[Tensor], *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, bidirectional, _ = settings
+    states = input.new_empty((*input.shape[:2], hx[0].shape[2] * (2 if bidirectional else 1)))
+    return states, torch.empty_like(hx[0]), torch.empty_like(hx[1])
 
 
 def _no_graph(what: str, error: Exception) -> str:

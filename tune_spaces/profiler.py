@@ -209,7 +209,7 @@ def _batches(variant: Variant, batch_size: int, samples: NDArray[np.generic] | N
         return [{variant.inputs[0].name: np.ascontiguousarray(samples[each])} for each in rows]
     rng = np.random.default_rng(0)
     return [{
-        spec.name: rng.integers(0, 255, (batch_size, *(max(n, 1) for n in spec.shape[1:]))).astype(
+        spec.name: rng.integers(0, 255, variant.example_shape(spec, batch_size)).astype(
             NUMPY_OF_DATATYPE[spec.datatype]
         )
         for spec in variant.inputs

@@ -135,7 +135,7 @@ def samples_of(dataset: Any, variant: Variant) -> NDArray[np.generic]:
     if isinstance(pictures, np.ndarray) and takes(variant, pictures):
         return pictures[:_SAMPLES]
     spec, rng = variant.inputs[0], np.random.default_rng(0)
-    shape, kind = (_SAMPLES, *(max(n, 1) for n in spec.shape[1:])), NUMPY_OF_DATATYPE[spec.datatype]
+    shape, kind = variant.example_shape(spec, _SAMPLES), NUMPY_OF_DATATYPE[spec.datatype]
     if kind.kind == "f":
         return rng.standard_normal(shape).astype(kind)
     return rng.integers(0, 2 if kind.kind == "b" else 255, shape).astype(kind)

@@ -27,6 +27,7 @@ from train_jobs.compression.spec import CompressSpec, Steps, default_spec
 from train_jobs.compression.trained import TrainedModel, described
 from train_jobs.evaluate import Bench
 from train_jobs.export import to_torch_archive
+from train_jobs.models.ragged import sequence_of
 
 Notify = Callable[[str], None]
 
@@ -80,10 +81,12 @@ class _Line:
         """Those that have a name, by what made them."""
         self._trained: Variant | None = None
         facts: Mapping[str, JsonValue] = {"dataset": described(dataset), "made_on": hardware.fingerprint()}
+        # Passes see the one length that the model was trained on; its graphs take others too.
+        sequence, inputs = sequence_of(model.module), self._subject.inputs
         self._common: dict[str, Any] = {
-            "family": model.family, "inputs": (self._subject.inputs,), "outputs": self._subject.outputs,
-            "labels": self._subject.labels, "preprocessing": model.preprocessing,
-            "provenance": {**model.provenance, **facts},
+            "family": model.family, "inputs": (sequence.freed(inputs) if sequence else inputs,),
+            "outputs": self._subject.outputs, "sequence": sequence, "labels": self._subject.labels,
+            "preprocessing": model.preprocessing, "provenance": {**model.provenance, **facts},
         }  # fmt: skip
 
     def roots(self) -> None:

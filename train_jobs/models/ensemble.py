@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from cluster.variants import SequenceSpec
+from train_jobs.models.ragged import sequence_of
+
 
 class Ensemble(nn.Module):
     """Inputs of its members -> log of their mean probability (B, K): scores as a single classifier gives them, so that
@@ -25,6 +28,11 @@ class Ensemble(nn.Module):
     @property
     def preprocess(self) -> nn.Module:
         return self.members[0].preprocess  # type: ignore[return-value]
+
+    @property
+    def sequence(self) -> SequenceSpec | None:
+        """See `sequence_of`."""
+        return sequence_of(self.members[0])
 
     def forward(self, x: Tensor) -> Tensor:
         answers = torch.stack([member(x) for member in self.members])

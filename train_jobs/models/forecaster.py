@@ -5,6 +5,9 @@ Last value: Zeng et al., "Are Transformers Effective for Time Series Forecasting
 and deviation with a learned scale: Kim et al., "Reversible Instance Normalization for Accurate Time-Series Forecasting
 against Distribution Shift", ICLR 2022, section 3.1 (RevIN).
 
+A window may be shorter than others of its batch (train_jobs/models/ragged.py) if the network takes that: the scale is
+that of the hours that are there.
+
 Shapes: B batch, L hours looked back upon, H hours ahead, C channels.
 """
 
@@ -19,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from cluster.errors import ConfigError
+from cluster.variants import SequenceSpec
+from train_jobs.models.ragged import last_row, last_rows, mean_row, sequence_of
 
 _EPSILON = 1e-5
 """Added to a window's variance, so that a constant one can be divided by its deviation (as RevIN has it)."""
@@ -92,56 +97,76 @@ class Forecaster(nn.Module):
         super().__init__()
         self.preprocess = Standardise(inputs[1])
         self.body = body
-        self._config, self._lookback, self._horizon, self._channels = config, inputs[0], outputs[0], inputs[1]
+        self._config, self._horizon, self._channels = config, outputs[0], inputs[1]
         if config.normalise == "revin":
             self.weight = nn.Parameter(torch.ones(inputs[1]))
             self.bias = nn.Parameter(torch.zeros(inputs[1]))
 
     def penultimate(self, x_BLC: Tensor) -> Tensor:
         """What the last layer decides upon (B, D); with shared channels side by side, (B, C x D)."""
-        features = self.body.penultimate(self._shown(self.preprocess(x_BLC)))  # type: ignore[operator]
+        scaled = self.preprocess(x_BLC)
+        features = self.body.penultimate(self._shown(scaled, *self._level_and_spread(scaled)))  # type: ignore[operator]
         return features.reshape(-1, self._channels * features.shape[1]) if self._shared else features  # type: ignore[no-any-return]
 
     def blocks(self) -> list[nn.Module]:
         """The network's, from the input to the head."""
         return list(self.body.blocks())  # type: ignore[operator]
 
+    @property
+    def sequence(self) -> SequenceSpec | None:
+        """Lengths of windows: those that the network takes and a season fits into."""
+        taken = sequence_of(self.body)
+        if taken is None:
+            return None
+        seasons = -(-self._config.season // taken.multiple_of) * taken.multiple_of
+        return taken.model_copy(update={"shortest": max(taken.shortest, seasons)})
+
     def forward(self, x_BLC: Tensor) -> Tensor:
         scaled = self.preprocess(x_BLC)
-        answer = self.body(self._shown(scaled))
+        level, spread = self._level_and_spread(scaled)
+        answer = self.body(self._shown(scaled, level, spread))
         if self._shared:
             answer = answer.reshape(-1, self._channels, self._horizon).transpose(1, 2)
-        level, spread = self._level_and_spread(scaled)
-        if self._config.normalise == "revin":
-            answer = (answer - self.bias) / (self.weight + _EPSILON**2)
-        return self.preprocess.undo(answer * spread + self._simple(scaled, level))
+        if spread is not None:
+            answer = (answer - self.bias) / (self.weight + _EPSILON**2) * spread
+        return self.preprocess.undo(answer + self._simple(scaled, level))
 
     @property
     def _shared(self) -> bool:
         return self._config.channels == "shared"
 
-    def _shown(self, scaled_BLC: Tensor) -> Tensor:
+    def _shown(self, scaled_BLC: Tensor, level_B1C: Tensor, spread_B1C: Tensor | None) -> Tensor:
         """What the network sees: (B, L, C), or (B x C, L, 1) where channels share it."""
-        level, spread = self._level_and_spread(scaled_BLC)
-        shown = (scaled_BLC - level) / spread
-        if self._config.normalise == "revin":
-            shown = shown * self.weight + self.bias
-        return shown.transpose(1, 2).reshape(-1, self._lookback, 1) if self._shared else shown
+        shown = scaled_BLC - level_B1C
+        if spread_B1C is not None:
+            shown = shown / spread_B1C * self.weight + self.bias
+        return shown.transpose(1, 2).reshape(-1, shown.shape[1], 1) if self._shared else shown
 
-    def _level_and_spread(self, scaled_BLC: Tensor) -> tuple[Tensor, Tensor]:
-        """What is taken from a window, and what it is divided by: (B, 1, C) each."""
-        last = scaled_BLC[:, -1:]
+    def _level_and_spread(self, scaled_BLC: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is taken from a window, and what it is divided by: (B, 1, C) each; None: by nothing."""
         if self._config.normalise == "none":
-            return torch.zeros_like(last), torch.ones_like(last)
-        level = last if self._config.normalise == "last" else scaled_BLC.mean(1, keepdim=True)
-        if self._config.normalise != "revin":
-            return level, torch.ones_like(last)
-        variance = (scaled_BLC - level).square().mean(1, keepdim=True)
-        return level, (variance + _EPSILON).sqrt()
+            return torch.zeros_like(scaled_BLC[:, :1]), None
+        if self._config.normalise == "last":
+            return self._last(scaled_BLC), None
+        level = self._mean(scaled_BLC)
+        if self._config.normalise == "mean":
+            return level, None
+        return level, (self._mean((scaled_BLC - level).square()) + _EPSILON).sqrt()
 
     def _simple(self, scaled_BLC: Tensor, level_B1C: Tensor) -> Tensor:
         """The forecast that the answer is added to: (B, 1, C) or (B, H, C)."""
         season = self._config.season
         if not season:
             return level_B1C
-        return scaled_BLC[:, -season:].repeat(1, math.ceil(self._horizon / season), 1)[:, : self._horizon]
+        before = last_rows(scaled_BLC, season) if self._ragged else scaled_BLC[:, -season:]
+        return before.repeat(1, math.ceil(self._horizon / season), 1)[:, : self._horizon]
+
+    @property
+    def _ragged(self) -> bool:
+        return sequence_of(self.body) is not None
+
+    def _last(self, x_BLC: Tensor) -> Tensor:
+        return last_row(x_BLC) if self._ragged else x_BLC[:, -1:]
+
+    def _mean(self, x_BLC: Tensor) -> Tensor:
+        return mean_row(x_BLC) if self._ragged else x_BLC.mean(1, keepdim=True)

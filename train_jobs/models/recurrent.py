@@ -4,6 +4,9 @@ LSTM: Hochreiter and Schmidhuber, "Long Short-Term Memory", Neural Computation 9
 et al. (2000). Several hours as one step: Lin et al., "SegRNN: Segment Recurrent Neural Network for Long-Term Time
 Series Forecasting", 2023, section 3.2.
 
+Series may differ in length (train_jobs/models/ragged.py): one that is shorter ends in rows of NaN. Each is answered by
+its own last state, so neither the padding nor its neighbours change what is said to it.
+
 Shapes: B batch, L rows of a sample, S steps, F features of a step, C channels, H height, W width, D hidden units.
 """
 
@@ -17,7 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from cluster.errors import ConfigError
+from cluster.variants import SequenceSpec
 from train_jobs.models.layers import Preprocess
+from train_jobs.models.ragged import emptied, ended, last_step
 
 
 class RecurrentConfig(BaseModel):
@@ -67,9 +72,10 @@ class Recurrent(nn.Module):
 
     def __init__(self, config: RecurrentConfig, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
         super().__init__()
-        self.preprocess = Preprocess() if len(inputs) == 3 else nn.Identity()
-        rows = inputs[0] if len(inputs) == 2 else inputs[1]
-        self._steps, self._features = rows // config.patch, math.prod(inputs) // rows * config.patch
+        self._kind, self._pictures = config.kind, len(inputs) == 3
+        self.preprocess = Preprocess() if self._pictures else nn.Identity()
+        self._rows, self._patch = inputs[1] if self._pictures else inputs[0], config.patch
+        self._features = math.prod(inputs) // self._rows * config.patch
         self.layers = nn.ModuleList(_layer(config, before) for before in self._widths(config))
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.hidden, math.prod(outputs))
@@ -78,15 +84,28 @@ class Recurrent(nn.Module):
     def _widths(self, config: RecurrentConfig) -> list[int]:
         return [self._features] + [config.hidden] * (config.layers - 1)
 
+    @property
+    def sequence(self) -> SequenceSpec | None:
+        """Lengths of the series that it takes, in rows; pictures have one, and so have graphs of plain recurrent
+        networks, which torch exports step by step."""
+        if self._pictures or self._kind == "rnn" or self._rows == self._patch:
+            return None
+        return SequenceSpec(multiple_of=self._patch, shortest=self._patch, longest=self._rows)
+
     def penultimate(self, x: Tensor) -> Tensor:
         """What the last layer decides upon, (B, D)."""
         x = self.preprocess(x)
-        if x.ndim == 4:
-            x = x.transpose(1, 2)  # rows first, as a series has them
-        steps_BSF = x.reshape(-1, self._steps, self._features)
+        rows = x.transpose(1, 2) if self._pictures else x  # a picture's first, as a series has them
+        states_SBF = rows.reshape(-1, rows.shape[1] // self._patch, self._features).transpose(0, 1)
+        if self.sequence is None:
+            for layer in self.layers:
+                states_SBF = self.dropout(_states(layer, states_SBF))
+            return states_SBF[-1]
+        ended_SB1 = ended(states_SBF)
         for layer in self.layers:
-            steps_BSF = self.dropout(_states(layer, steps_BSF))
-        return steps_BSF[:, -1]
+            # Nought between layers too: int8 cells are scaled by all that they read, padding included.
+            states_SBF = self.dropout(_states(layer, emptied(states_SBF, ended_SB1)))
+        return last_step(states_SBF, ended_SB1)
 
     def blocks(self) -> list[nn.Module]:
         """From the input to the head."""
@@ -96,13 +115,13 @@ class Recurrent(nn.Module):
         return self.head(self.penultimate(x)).reshape(-1, *self.outputs)  # type: ignore[no-any-return]
 
 
-def _states(layer: nn.Module, steps_BSF: Tensor) -> Tensor:
-    """What a layer holds after each step, (B, S, D). Mixed precision stops here on a CPU: not every one has a recurrent
+def _states(layer: nn.Module, steps_SBF: Tensor) -> Tensor:
+    """What a layer holds after each step, (S, B, D). Mixed precision stops here on a CPU: not every one has a recurrent
     layer in bf16, and torch refuses instead of falling back."""
-    if steps_BSF.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-        return layer(steps_BSF)[0]  # type: ignore[no-any-return]
+    if steps_SBF.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return layer(steps_SBF)[0]  # type: ignore[no-any-return]
     with torch.autocast("cpu", enabled=False):
-        return layer(steps_BSF.float())[0]  # type: ignore[no-any-return]
+        return layer(steps_SBF.float())[0]  # type: ignore[no-any-return]
 
 
 def _layer(config: RecurrentConfig, before: int) -> nn.LSTM | nn.RNN:
@@ -110,9 +129,9 @@ def _layer(config: RecurrentConfig, before: int) -> nn.LSTM | nn.RNN:
     gates that stand open (Jozefowicz et al., "An Empirical Exploration of Recurrent Network Architectures", ICML 2015,
     section 3.2)."""
     if config.kind == "lstm":
-        layer: nn.LSTM | nn.RNN = nn.LSTM(before, config.hidden, batch_first=True)
+        layer: nn.LSTM | nn.RNN = nn.LSTM(before, config.hidden)
     else:
-        layer = nn.RNN(before, config.hidden, nonlinearity=config.activation, batch_first=True)
+        layer = nn.RNN(before, config.hidden, nonlinearity=config.activation)
     own = dict(layer.named_parameters())
     with torch.no_grad():
         for gate in own["weight_hh_l0"].chunk(len(own["weight_hh_l0"]) // config.hidden):

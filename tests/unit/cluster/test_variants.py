@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from cluster import variants
 from cluster.errors import ArtifactError
-from cluster.variants import Accuracy, ArtifactFile, Difference, Pass, TensorSpec, Variant
+from cluster.variants import Accuracy, ArtifactFile, Difference, Pass, SequenceSpec, TensorSpec, Variant
 
 IMAGE = TensorSpec(name="image", datatype="UINT8", shape=(-1, 1, 28, 28))
 LOGITS = TensorSpec(name="logits", datatype="FP32", shape=(-1, 10))
@@ -237,3 +237,35 @@ def test_a_figure_says_what_it_is_with_digits_that_tell(
     metric: str, value: float, higher_is_better: bool, said: str
 ) -> None:
     assert variants.figure(metric, value, higher_is_better=higher_is_better) == said
+
+
+WINDOW = TensorSpec(name="window", datatype="FP32", shape=(-1, 336, 7))
+LENGTHS = SequenceSpec(multiple_of=24, shortest=24, longest=336)
+
+
+def test_lengths_are_part_of_the_id_where_there_are_some_and_nowhere_else() -> None:
+    """`test_the_id_never_changes` is of a variant without."""
+    plain, ragged = make(), make(sequence=LENGTHS)
+    assert plain.id != ragged.id != make(sequence=LENGTHS.model_copy(update={"shortest": 48})).id
+    assert make(sequence=None).id == plain.id
+    assert Variant.model_validate_json(ragged.model_dump_json(exclude={"id"})) == ragged
+    before = plain.model_dump(mode="json", exclude={"id", "sequence"})
+    assert Variant.model_validate(before).id == plain.id, "a manifest from before there was the field"
+
+
+@pytest.mark.parametrize(
+    ("multiple", "shortest", "longest"), [(24, 24, 100), (24, 30, 96), (1, 5, 4), (24, 0, 24), (0, 1, 1)]
+)
+def test_lengths_that_are_no_whole_steps_are_refused(multiple: int, shortest: int, longest: int) -> None:
+    with pytest.raises(ValidationError):
+        SequenceSpec(multiple_of=multiple, shortest=shortest, longest=longest)
+
+
+def test_an_example_has_the_longest_sequences() -> None:
+    assert LENGTHS.freed(WINDOW).shape == (-1, -1, 7)
+    ragged = make(inputs=(LENGTHS.freed(WINDOW),), sequence=LENGTHS)
+    assert ragged.example_shape(ragged.inputs[0], 5) == (5, 336, 7)
+    free = TensorSpec(name="x", datatype="FP32", shape=(-1, -1, 7))
+    assert make(inputs=(free,)).example_shape(free, 5) == (5, 1, 7)
+    assert make().example_shape(IMAGE, 2) == (2, 1, 28, 28)
+    assert [rows for rows in (0, 23, 24, 36, 336, 360) if LENGTHS.takes(rows)] == [24, 336]

@@ -10,12 +10,16 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from cluster.errors import InvalidRequest
 from cluster.runtimes.torch_archive import load_pickle_free
+from cluster.variants import TensorSpec
 from train_jobs.datasets import LabelledDataset
 from train_jobs.export import INPUT, output_spec, to_onnx, to_torch_archive
 from train_jobs.loop import TrainResult
-from train_jobs.models import CNN
+from train_jobs.models import CNN, RecurrentConfig
+from train_jobs.models.forecaster import FramingConfig
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +101,60 @@ def test_exporting_says_nothing_and_leaves_the_model_as_it_was(
     assert capfd.readouterr() == ("", "")
     for name, tensor in trained.model.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+WINDOW = TensorSpec(name="window", datatype="FP32", shape=(-1, 24, 3))
+
+
+class TwoWays(nn.Module):
+    """x (B, S, 3) -> what an LSTM that reads both ways, from states of its own, holds after each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTM(3, 4, batch_first=True, bidirectional=True, num_layers=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        begin = torch.full((4, x.shape[0], 4), 0.5)
+        states: torch.Tensor = self.cell(x, (begin, begin))[0]
+        return states
+
+
+def test_series_of_any_length_go_through_a_graph_of_few_nodes() -> None:
+    torch.manual_seed(0)
+    body = RecurrentConfig(hidden=8, layers=2, patch=4)
+    forecaster = FramingConfig().around(body.build, (24, 3), (5, 3)).eval()
+    graph = to_onnx(forecaster, WINDOW, ("forecast",))
+    proto = onnx.load_from_string(graph)
+    onnx.checker.check_model(proto, full_check=True)
+    sizes = [each.dim_param or each.dim_value for each in proto.graph.input[0].type.tensor_type.shape.dim]
+    assert sizes == ["batch", "4*steps", 3]
+    cells = [node for node in proto.graph.node if node.op_type == "LSTM"]
+    assert [len(cell.input) for cell in cells] == [4, 4], "they begin with nought, and nobody has to make it"
+    assert sum(node.op_type == "Squeeze" and node.input[0] == cells[0].output[0] for node in proto.graph.node) == 1
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    program = load_pickle_free(to_torch_archive(forecaster, WINDOW)).module()
+    for batch, rows in ((1, 4), (3, 12), (2, 24), (1, 40)):
+        x = torch.randn(batch, rows, 3)
+        with torch.inference_mode():
+            expected = forecaster(x)
+            torch.testing.assert_close(program(x), expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(session.run(None, {"window": x.numpy()})[0], expected, atol=1e-5)
+
+
+def test_a_cell_that_does_more_is_left_as_it_is() -> None:
+    torch.manual_seed(0)
+    model = TwoWays().eval()
+    session = ort.InferenceSession(to_onnx(model, WINDOW, ("states",)), providers=["CPUExecutionProvider"])
+    x = torch.randn(3, 24, 3)
+    with torch.inference_mode():
+        np.testing.assert_allclose(session.run(None, {"window": x.numpy()})[0], model(x), atol=1e-5)
+
+
+def test_exporting_leaves_torch_as_it_was() -> None:
+    cell = torch.ops.aten.lstm.input
+    before = dict(cell.py_kernels)
+    to_torch_archive(RecurrentConfig(hidden=4).build((24, 3), (2,)), WINDOW)
+    narrow = WINDOW.model_copy(update={"shape": (-1, 24, 2)})
+    with pytest.raises(InvalidRequest, match="cannot be exported as a torch program"):
+        to_torch_archive(RecurrentConfig(hidden=4).build((24, 3), (2,)), narrow)
+    assert cell.py_kernels == before
