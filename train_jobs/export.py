@@ -158,11 +158,13 @@ def _cells_of_any_length() -> Iterator[None]:
     before = [table[key] for table, key in tables]
     for table, key in tables:
         table[key] = _shapes_of_lstm
+    cell._dispatch_cache.clear()  # else torch goes on with what it looked up before, and so it would afterwards
     try:
         yield
     finally:
         for (table, key), kernel in zip(tables, before, strict=True):
             table[key] = kernel
+        cell._dispatch_cache.clear()
 
 
 def _shapes_of_lstm(input: Tensor, hx: Sequence[Tensor], *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
