@@ -6,7 +6,8 @@ SluiceError                     500
 │   └── PayloadTooLarge         413
 ├── UnknownModel                404
 ├── DeadlineExceeded            408  the request's own timeout ran out before it was executed
-├── Overloaded                  503  + retry_after_s: the queue is full
+├── QuotaExceeded               429  + retry_after_s: this tenant sent more than its quota
+├── Overloaded                  503  + retry_after_s: the queue is full, or the wait would be longer than the timeout
 ├── NotReady                    503  + retry_after_s: still loading, or draining
 ├── InferenceFailed             500  the model itself raised
 ├── ArtifactError               500
@@ -47,6 +48,14 @@ class UnknownModel(SluiceError):
 
 class DeadlineExceeded(SluiceError):
     http_status = 408
+
+
+class QuotaExceeded(SluiceError):
+    http_status = 429
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Overloaded(SluiceError):

@@ -19,6 +19,7 @@ from cluster.runtimes import RuntimeConfig
 from cluster.variants import Variant
 from serve_apps.app import wrong_fields
 from serve_apps.batcher import MAX_BATCH_SIZE, Batcher
+from serve_apps.executor import Answer, Model
 from serve_apps.loading import Loaded, load
 from serve_apps.oip.routes import OipApp
 
@@ -40,6 +41,10 @@ class UserConfig(BaseModel):
 
 async def _off_the_loop(work: Callable[[], Loaded]) -> Loaded:
     return await asyncio.get_running_loop().run_in_executor(None, work)
+
+
+def _model(loaded: Loaded) -> Model:
+    return Model(loaded.variant.name, loaded.variant.id, 0.0, (loaded.runtime.infer,))
 
 
 def _make_app() -> OipApp:
@@ -102,7 +107,7 @@ class ModelHost:
     def _running(self) -> Batcher:
         # Made on the loop that will use it: the constructor may run on another thread.
         if self._batcher is None:
-            self._batcher = Batcher(self._serving.runtime.infer)
+            self._batcher = Batcher([_model(self._serving)])
         return self._batcher
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -140,8 +145,9 @@ class ModelHost:
         batcher = self._running()
         if before is not None:
             # The old runtime goes with its last batch: the executor may be inside it now, so it is not closed here.
-            batcher.reconfigure(infer=self._loaded.runtime.infer)
-            await batcher.finished(before.runtime.infer, _DRAIN_S)
+            gone = batcher.models
+            batcher.reconfigure(models=[_model(self._loaded)])
+            await batcher.finished(gone, _DRAIN_S)
 
     def _refuse_other_tensors(self, variant: Variant) -> None:
         """Raise ConfigError unless it takes and gives what is served, or what the application's args name."""
@@ -156,7 +162,7 @@ class ModelHost:
 
     def submit(
         self, inputs: dict[str, NDArray[np.generic]], *, timeout_s: float | None, priority: int
-    ) -> asyncio.Future[dict[str, NDArray[np.generic]]]:
+    ) -> asyncio.Future[Answer]:
         """See Batcher.submit."""
         return self._running().submit(inputs, timeout_s=timeout_s or self._default_timeout_s, priority=priority)
 

@@ -1,59 +1,106 @@
-"""A batch -> what each of its requests gets, on a thread of its own: inference never runs on the event loop.
+"""A batch -> what each of its requests gets, on threads of their own: inference never runs on the event loop.
 
-One thread, one batch at a time. It outlives whatever a model may throw or return: without it nobody would be answered
-again. A batch that fails is tried in halves, so that one poisonous request fails alone (and a batch too big for the
-memory is not lost).
+Each thread runs one batch at a time, with a runtime that is its own. It outlives whatever a model may throw or return:
+without it nobody would be answered again. A batch that fails is tried in halves, so that one poisonous request fails
+alone (and a batch too big for the memory is not lost).
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.errors import InferenceFailed, SluiceError
+from cluster.scheduling import AccuracyWish
+
+if TYPE_CHECKING:
+    from serve_apps.queues import ClassQueue, Lane
 
 Arrays = Mapping[str, NDArray[np.generic]]
 Outputs = dict[str, NDArray[np.generic]]
 Infer = Callable[[Arrays], Outputs]
 
 
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A variant that is loaded and warm."""
+
+    name: str
+    version: str
+    accuracy: float
+    """Larger is better; only compared with that of the other models and with the floors of requests."""
+    infer: tuple[Infer, ...]
+    """One per executor thread: a runtime is used by one thread at a time."""
+    seconds: Mapping[int, float] = field(default_factory=dict)
+    """Batch size -> how long it took when it was warmed up; what the batcher believes at first."""
+
+
+class Answer(NamedTuple):
+    """The arrays are read-only: they may share memory with other answers."""
+
+    outputs: Outputs
+    model: Model
+    """Who produced it."""
+
+
+RUNS = -1
+"""`ticket` of a request that is being executed."""
+OUT = -2
+"""`ticket` of a request that the batcher does not have: not yet, or no longer."""
+
+
 class Request:
-    """What waits. Rows `start` to `stop` are the piece that is executed next: all of them, if they fit into a batch."""
+    """What waits. Rows `start` to `stop` are the piece that is executed next: all of them, if they fit into a batch.
+
+    `done(request, outcome)` is called once, on the event loop; `context` is whatever the caller wants to find again
+    then. `models` narrows down who may execute it, to a version that it names, say; None: whoever serves when it comes.
+    """
 
     __slots__ = (
-        "deadline", "future", "infer", "inputs", "key", "priority", "rows", "start", "stop", "timeout_s", "whole",
+        "accuracy", "arrived", "context", "cost_s", "deadline", "done", "inputs", "lane", "models", "priority", "queue",
+        "rows", "signature", "start", "stop", "sure", "tenant", "ticket", "timeout_s", "whole",
     )  # fmt: skip
 
     def __init__(
-        self, inputs: Arrays, infer: Infer, priority: int, timeout_s: float | None, deadline: float,
-        future: asyncio.Future[Outputs],
+        self, inputs: Arrays, done: Callable[[Request, Answer | SluiceError], None], *, context: Any = None,
+        timeout_s: float | None = None, priority: int = 0, tenant: str | None = None,
+        accuracy: AccuracyWish | float | None = None, models: tuple[Model, ...] | None = None,
     ) -> None:  # fmt: skip
         self.inputs = inputs
-        self.infer = infer
-        self.priority = priority
+        self.done = done
+        self.context = context
         self.timeout_s = timeout_s
-        self.deadline = deadline
-        self.future = future
-        # Requests of one batch have equal keys: one model, and inputs that can be joined.
-        self.key: tuple[Any, ...]
+        self.priority = priority
+        self.tenant = tenant
+        self.accuracy = accuracy
+        self.models = models
+        # Requests of one batch have equal signatures: inputs that can be joined.
+        self.signature: tuple[Any, ...]
         if len(inputs) == 1:
             [(name, array)] = inputs.items()
             shape = array.shape
-            self.key = (infer, name, array.dtype, shape[1:])
+            self.signature = (name, array.dtype, shape[1:])
         else:
             shape = next(iter(inputs.values())).shape
-            self.key = (infer, *((name, inputs[name].dtype, inputs[name].shape[1:]) for name in sorted(inputs)))
+            self.signature = tuple((name, inputs[name].dtype, inputs[name].shape[1:]) for name in sorted(inputs))
         self.rows: int = shape[0]
         self.start = 0
         self.stop: int = shape[0]
         self.whole: Outputs | None = None
+        # The batcher's own, from `put` on:
+        self.ticket = OUT
+        self.sure = False
+        self.cost_s = 0.0
+        self.arrived = self.deadline = 0.0
+        self.queue: ClassQueue
+        self.lane: Lane
 
     def piece(self) -> Arrays:
         """The inputs of rows `start` to `stop`."""
@@ -75,61 +122,77 @@ class Request:
         return self.whole
 
 
-Done = Callable[[list[Request], list[Outputs | SluiceError], float], None]
-"""Called on the event loop with the batch, what each request gets, and the seconds it took."""
+Done = Callable[[int, list[Outputs | SluiceError]], None]
+"""Called on the event loop with the number of the thread, and what each request of its batch gets."""
+
+
+class Job(NamedTuple):
+    """A batch for one thread."""
+
+    requests: list[Request]
+    infer: Infer
 
 
 class Executor:
-    """The thread. `submit` and `close` belong to the event loop that it was made on."""
+    """The threads, numbered from 0. All methods belong to the event loop that it was made on."""
 
-    def __init__(self) -> None:
-        self._jobs: SimpleQueue[tuple[list[Request], Done] | None] = SimpleQueue()
-        # Daemon: a model that never returns must not keep the process from ending.
-        thread = threading.Thread(target=_work, args=(self._jobs, asyncio.get_running_loop()), daemon=True)
-        thread.name = "executor"
-        thread.start()
+    def __init__(self, done: Done) -> None:
+        self._done = done
+        self._jobs: list[SimpleQueue[Job | None]] = []
 
-    def submit(self, batch: list[Request], done: Done) -> None:
-        """Execute when what was submitted before is done."""
-        self._jobs.put((batch, done))
+    def grow(self, threads: int) -> None:
+        """Have at least so many."""
+        while len(self._jobs) < threads:
+            jobs: SimpleQueue[Job | None] = SimpleQueue()
+            number = len(self._jobs)
+            self._jobs.append(jobs)
+            # Daemon: a model that never returns must not keep the process from ending.
+            thread = threading.Thread(
+                target=_work, args=(number, jobs, asyncio.get_running_loop(), self._done), daemon=True,
+                name=f"executor-{number}",
+            )  # fmt: skip
+            thread.start()
+
+    def submit(self, thread: int, job: Job) -> None:
+        """Execute when what was submitted to this thread before is done."""
+        self._jobs[thread].put(job)
 
     def close(self) -> None:
-        """Free the thread once its batch is done."""
-        self._jobs.put(None)
+        """Free each thread once its batch is done."""
+        for jobs in self._jobs:
+            jobs.put(None)
 
 
-def _work(jobs: SimpleQueue[tuple[list[Request], Done] | None], loop: asyncio.AbstractEventLoop) -> None:
+def _work(number: int, jobs: SimpleQueue[Job | None], loop: asyncio.AbstractEventLoop, done: Done) -> None:
     while (job := jobs.get()) is not None:
-        batch, done = job
-        started = time.perf_counter()
-        outcomes = _outcomes(batch)
+        outcomes = _outcomes(job.requests, job.infer)
         try:
-            loop.call_soon_threadsafe(done, batch, outcomes, time.perf_counter() - started)
+            loop.call_soon_threadsafe(done, number, outcomes)
         except RuntimeError:  # the loop is closed: nobody waits, nor ever will
             return
-        del job, batch, done, outcomes  # while it waits it must not keep tensors alive
+        del job, outcomes  # while it waits it must not keep tensors alive
 
 
-def _outcomes(batch: list[Request]) -> list[Outputs | SluiceError]:
+def _outcomes(batch: list[Request], infer: Infer) -> list[Outputs | SluiceError]:
     """What each request gets. Never raises."""
     try:
-        return list(_run(batch))
+        return list(_run(batch, infer))
     except BaseException as error:  # SystemExit too: a model that ends its thread must not end ours
         if len(batch) == 1:
             return [_as_ours(error)]
     middle = len(batch) // 2
-    return _outcomes(batch[:middle]) + _outcomes(batch[middle:])
+    return _outcomes(batch[:middle], infer) + _outcomes(batch[middle:], infer)
 
 
-def _run(batch: list[Request]) -> list[Outputs]:
+def _run(batch: list[Request], infer: Infer) -> list[Outputs]:
     """One execution for the whole batch, its outputs split back by rows."""
     if len(batch) == 1:
         rows = batch[0].stop - batch[0].start
-        return [batch[0].keep(_checked(batch[0].infer(batch[0].piece()), rows))]
+        return [batch[0].keep(_checked(infer(batch[0].piece()), rows))]
     pieces = [request.piece() for request in batch]
     joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     sizes = [request.stop - request.start for request in batch]
-    outputs = _checked(batch[0].infer(joined), sum(sizes))
+    outputs = _checked(infer(joined), sum(sizes))
     answers, start = [], 0
     for request, size in zip(batch, sizes, strict=True):
         part = {name: array[start : start + size] for name, array in outputs.items()}

@@ -48,6 +48,13 @@ _HEADER_LENGTH = HEADER_LENGTH.encode()
 _log = logging.getLogger("ray.serve")
 
 
+class Result(Protocol):
+    """What comes of a request."""
+
+    @property
+    def outputs(self) -> Arrays: ...
+
+
 class ModelHost(Protocol):
     """What the routes need of a deployment."""
 
@@ -61,7 +68,7 @@ class ModelHost(Protocol):
 
     def is_ready(self) -> bool: ...
 
-    def submit(self, inputs: Arrays, *, timeout_s: float | None, priority: int) -> asyncio.Future[Arrays]: ...
+    def submit(self, inputs: Arrays, *, timeout_s: float | None, priority: int) -> asyncio.Future[Result]: ...
 
 
 class ClientGone(Exception):
@@ -171,8 +178,8 @@ class OipApp:
         if len(rows) != 1:
             raise InvalidRequest(f"the inputs have batch sizes {sorted(rows)}; they must be the same")
         # From `served` to here nothing was awaited: the variant that checked the inputs is the one that executes them.
-        results = await host.submit(request.inputs, timeout_s=request.timeout_s, priority=request.priority)
-        content, json_length = encode_response(host.model_name, served.version, request, results)
+        answer = await host.submit(request.inputs, timeout_s=request.timeout_s, priority=request.priority)
+        content, json_length = encode_response(host.model_name, served.version, request, answer.outputs)
         if json_length is None:
             return 200, [_JSON], content
         return 200, [_BINARY, (_HEADER_LENGTH, b"%d" % json_length)], content

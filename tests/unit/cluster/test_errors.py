@@ -9,7 +9,7 @@ import re
 import pytest
 
 from cluster import errors
-from cluster.errors import NotReady, Overloaded, SluiceError
+from cluster.errors import NotReady, Overloaded, QuotaExceeded, SluiceError
 
 LINE = re.compile(r"(?P<branch>[│├└─ ]*)(?P<name>[A-Z]\w+) +(?P<status>\d{3})(?P<rest>.*)")
 CLASSES = {
@@ -52,7 +52,7 @@ def test_each_says_its_message_and_survives_the_trip_through_ray(name: str) -> N
     assert str(copy) == "what, the value, the way out"
 
 
-@pytest.mark.parametrize("each", [Overloaded, NotReady])
-def test_retry_after_survives_too(each: type[Overloaded | NotReady]) -> None:
+@pytest.mark.parametrize("each", [Overloaded, NotReady, QuotaExceeded])
+def test_retry_after_survives_too(each: type[Overloaded | NotReady | QuotaExceeded]) -> None:
     assert each("later").retry_after_s == 1.0
     assert pickle.loads(pickle.dumps(each("later", retry_after_s=7.5))).retry_after_s == 7.5

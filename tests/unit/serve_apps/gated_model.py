@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_apps.batcher import Batcher
-from serve_apps.executor import Arrays, Outputs
+from serve_apps.executor import Arrays, Infer, Model, Outputs
 
 _PATIENCE_S = 20.0
 
@@ -63,13 +63,26 @@ class GatedModel:
         self._permits.release(1)
 
 
+def model_of(*infer: Infer, accuracy: float = 0.9, name: str = "m", **fields: Any) -> Model:
+    """As many runtimes as there are executors."""
+    return Model(name, f"{name}/1", accuracy, infer, **fields)
+
+
 class WatchedBatcher(Batcher):
-    """Counts the batches whose outcomes have been handed out."""
+    """Counts the batches whose outcomes have been handed out. `timeless`: by its clock they took no time, so that what
+    was learnt of them decides nothing."""
 
     handled = 0
+    timeless = False
 
-    def _done(self, *args: Any) -> None:
-        super()._done(*args)
+    def __init__(self, *models: Infer | Model, **options: Any) -> None:
+        super().__init__([each if isinstance(each, Model) else model_of(each) for each in models], **options)
+
+    def _done(self, thread: int, outcomes: Any) -> None:
+        batch = self._running[thread]
+        if self.timeless and batch is not None:
+            batch.started = self._clock()
+        super()._done(thread, outcomes)
         self.handled += 1
 
 
@@ -85,7 +98,7 @@ async def step(model: GatedModel, batcher: WatchedBatcher) -> None:
 
 async def at_gate(model: GatedModel, batcher: WatchedBatcher) -> None:
     """The executor stands before the model with the current batch, or is idle."""
-    await until(lambda: model.waiting or not batcher._busy)
+    await until(lambda: model.waiting or not batcher._is_busy())
 
 
 def raising(error: BaseException, poison: int) -> Any:
@@ -97,8 +110,10 @@ def raising(error: BaseException, poison: int) -> Any:
 
 
 async def gated(model: GatedModel, **options: Any) -> WatchedBatcher:
-    """A batcher whose executor is busy with request 0, so that what follows waits."""
+    """A batcher whose executor is busy with request 0, so that what follows waits. How long this
+    machine takes to run a test must not decide what is batched together, so it learns nothing of that."""
     batcher = WatchedBatcher(model, **options)
+    batcher.timeless = True
     batcher.submit(rows(0))
     await at_gate(model, batcher)
     return batcher
@@ -106,7 +121,7 @@ async def gated(model: GatedModel, **options: Any) -> WatchedBatcher:
 
 async def finish(model: GatedModel, batcher: WatchedBatcher) -> list[list[int]]:
     """Everything executed but request 0, in order, batch by batch."""
-    while batcher._busy:
+    while batcher._is_busy():
         await step(model, batcher)
     batcher.close()
     return model.calls[1:]

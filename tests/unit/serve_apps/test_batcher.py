@@ -16,6 +16,7 @@ from tests.unit.serve_apps.gated_model import (
     at_gate,
     finish,
     gated,
+    model_of,
     rows,
     run,
     step,
@@ -25,8 +26,8 @@ from tests.unit.serve_apps.gated_model import (
 
 def test_an_idle_server_answers_at_once() -> None:
     async def test() -> None:
-        batcher = Batcher(lambda inputs: {"y": inputs["x"] * 10})
-        assert (await batcher.submit(rows(7)))["y"].tolist() == [70]
+        batcher = Batcher([model_of(lambda inputs: {"y": inputs["x"] * 10})])
+        assert (await batcher.submit(rows(7))).outputs["y"].tolist() == [70]
         assert batcher.counters.batch_sizes == {1: 1}
         batcher.close()
 
@@ -40,25 +41,25 @@ def test_a_batch_forms_when_the_executor_frees() -> None:
         futures = [batcher.submit(rows(n)) for n in (1, 2, 3, 4, 5)]
         assert batcher.queued == 5
         assert await finish(model, batcher) == [[1, 2, 3, 4], [5]]
-        assert [(await future)["y"].tolist() for future in futures] == [[10], [20], [30], [40], [50]]
+        assert [(await future).outputs["y"].tolist() for future in futures] == [[10], [20], [30], [40], [50]]
 
     run(test())
 
 
-def test_priority_then_deadline_then_arrival() -> None:
+def test_class_then_deadline_then_arrival() -> None:
     async def test() -> None:
         model = GatedModel()
-        batcher = await gated(model, max_batch_size=1)
+        batcher = await gated(model, max_batch_size=1, clock=lambda: 1000.0)
         batcher.submit(rows(1))
         batcher.submit(rows(2))
         batcher.submit(rows(3), timeout_s=200)
         batcher.submit(rows(4), timeout_s=100)
-        batcher.submit(rows(5), priority=1 << 61)  # the last of all levels still comes before no level
-        batcher.submit(rows(6), priority=2)
+        batcher.submit(rows(5), priority=1 << 61)  # beyond the last class is the last
+        batcher.submit(rows(6), priority=3)
         batcher.submit(rows(7), priority=1)
         batcher.submit(rows(8), priority=1, timeout_s=100)
         order = [call[0] for call in await finish(model, batcher)]
-        assert order == [8, 7, 6, 5, 4, 3, 1, 2]
+        assert order == [8, 7, 4, 3, 1, 2, 5, 6]
 
     run(test())
 
@@ -85,7 +86,7 @@ def test_differently_shaped_requests_never_share_a_batch() -> None:
         two = batcher.submit(rows(6) | {"z": np.ones((1, 3), np.int8)})
         assert await finish(model, batcher) == [[1, 3], [2, 4], [5], [6]]
         for n, future in enumerate([*futures, two], 1):
-            assert (await future)["y"].ravel()[0] == 10 * n
+            assert (await future).outputs["y"].ravel()[0] == 10 * n
 
     run(test())
 
@@ -101,7 +102,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
             assert refused.value.retry_after_s >= 1
         assert batcher.counters.refused == 3
         await finish(model, batcher)
-        assert [(await future)["y"].tolist() for future in kept] == [[10], [20]]
+        assert [(await future).outputs["y"].tolist() for future in kept] == [[10], [20]]
         assert [9] not in model.calls
 
     run(test())
@@ -116,7 +117,7 @@ def test_requests_whose_clients_left_do_not_fill_the_queue() -> None:
                 future.cancel()
         alive = batcher.submit(rows(2))
         assert await finish(model, batcher) == [[2]]
-        assert (await alive)["y"].tolist() == [20]
+        assert (await alive).outputs["y"].tolist() == [20]
         assert batcher.counters.cancelled == 20
 
     run(test())
@@ -135,7 +136,7 @@ def test_a_deadline_is_kept_while_the_executor_is_stuck() -> None:
         assert batcher.queued == 1
         assert batcher.counters.expired == 2
         assert await finish(model, batcher) == [[1]]
-        assert (await slow)["y"].tolist() == [10]
+        assert (await slow).outputs["y"].tolist() == [10]
 
     run(test())
 
@@ -165,7 +166,7 @@ def test_an_expired_request_is_not_executed_even_if_no_alarm_came() -> None:
         assert await finish(model, batcher) == [[2]]
         with pytest.raises(DeadlineExceeded):
             await late
-        assert (await live)["y"].tolist() == [20]
+        assert (await live).outputs["y"].tolist() == [20]
 
     run(test())
 
@@ -180,8 +181,8 @@ def test_a_client_that_leaves_is_not_executed_and_one_that_leaves_too_late_harms
         assert model.calls[-1] == [2, 3]
         futures[1].cancel()  # now it is being executed
         await step(model, batcher)
-        assert (await futures[2])["y"].tolist() == [30]
-        assert (await asyncio.gather(batcher.submit(rows(4)), step(model, batcher)))[0]["y"].tolist() == [40]
+        assert (await futures[2]).outputs["y"].tolist() == [30]
+        assert (await asyncio.gather(batcher.submit(rows(4)), step(model, batcher)))[0].outputs["y"].tolist() == [40]
         assert batcher.counters.cancelled == 2
         batcher.close()
 
@@ -193,12 +194,12 @@ def test_waiting_requests_keep_the_model_that_they_were_submitted_to() -> None:
         model = GatedModel()
         batcher = await gated(model, max_batch_size=2)
         large, small = batcher.submit(rows(1, 2, 3, 4)), batcher.submit(rows(5))
-        batcher.reconfigure(infer=lambda inputs: {"y": inputs["x"] * 1000})
+        batcher.reconfigure(models=[model_of(lambda inputs: {"y": inputs["x"] * 1000})])
         new = batcher.submit(rows(6))
         await finish(model, batcher)
-        assert (await large)["y"].tolist() == [10, 20, 30, 40]
-        assert (await small)["y"].tolist() == [50]
-        assert (await new)["y"].tolist() == [6000]
+        assert (await large).outputs["y"].tolist() == [10, 20, 30, 40]
+        assert (await small).outputs["y"].tolist() == [50]
+        assert (await new).outputs["y"].tolist() == [6000]
 
     run(test())
 
@@ -208,9 +209,10 @@ def test_one_can_wait_until_a_model_has_no_request_left() -> None:
         model = GatedModel()
         batcher = await gated(model, max_batch_size=2)
         large = batcher.submit(rows(1, 2, 3, 4))
-        batcher.reconfigure(infer=lambda inputs: {"y": inputs["x"]})
-        assert not await batcher.finished(model, 0.0), "one is being executed and one waits"
-        gone = asyncio.create_task(batcher.finished(model, 60.0))
+        before = batcher.models
+        batcher.reconfigure(models=[model_of(lambda inputs: {"y": inputs["x"]})])
+        assert not await batcher.finished(before, -1.0), "one is being executed and one waits"
+        gone = asyncio.create_task(batcher.finished(before, 60.0))
         await step(model, batcher)  # the first is done, and half of the large one at the gate
         await asyncio.sleep(0.03)
         assert not gone.done()
@@ -256,7 +258,7 @@ def test_drain_finishes_what_waits_and_takes_nothing_new() -> None:
         first, second = await asyncio.gather(batcher.drain(3600), batcher.drain(3600))
         assert first
         assert second
-        assert (await large)["y"].tolist() == [10, 20, 30, 40, 50]
+        assert (await large).outputs["y"].tolist() == [10, 20, 30, 40, 50]
         assert await batcher.drain(0)
         batcher.close()
 
@@ -279,7 +281,7 @@ def test_close_refuses_what_waits_answers_what_runs_and_ends_its_thread() -> Non
         with pytest.raises(NotReady):
             batcher.submit(rows(4))
         model.stay_open()
-        assert (await running)["y"].tolist() == [10, 20]
+        assert (await running).outputs["y"].tolist() == [10, 20]
         await until(lambda: not thread.is_alive())
 
     run(test())

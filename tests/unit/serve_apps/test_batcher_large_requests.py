@@ -45,8 +45,8 @@ def test_neighbours_are_served_between_the_pieces_of_a_large_request(timeout_s: 
         await step(model, batcher)
         late = batcher.submit(rows(4), timeout_s=timeout_s)  # arrives while pieces are still to come
         assert await finish(model, batcher) == [[10, 11], [1, 2], [3], [12, 13], [4], [14, 15], [16]]
-        assert (await late)["y"].tolist() == [40]
-        assert (await large)["y"].tolist() == [10 * n for n in range(10, 17)]
+        assert (await late).outputs["y"].tolist() == [40]
+        assert (await large).outputs["y"].tolist() == [10 * n for n in range(10, 17)]
 
     run(test())
 
@@ -90,7 +90,7 @@ def test_a_large_request_holds_one_place_in_the_queue() -> None:
         with pytest.raises(Overloaded):
             batcher.submit(rows(6))
         await finish(model, batcher)  # the next pieces came back into a full queue and were not refused
-        assert (await large)["y"].tolist() == [10, 20, 30]
+        assert (await large).outputs["y"].tolist() == [10, 20, 30]
         for future in others:
             await future
 
@@ -105,7 +105,7 @@ def test_a_large_request_fails_once_and_its_remaining_pieces_are_dropped() -> No
         assert await finish(model, batcher) == [[1, 2], [7], [3, 4]]
         with pytest.raises(InferenceFailed):
             await large
-        assert (await small)["y"].tolist() == [70]
+        assert (await small).outputs["y"].tolist() == [70]
         assert batcher.counters.failed == 1
 
     run(test())
@@ -122,7 +122,7 @@ def test_a_cancelled_large_request_drops_its_remaining_pieces(while_executed: bo
             await step(model, batcher)
         large.cancel()
         assert await finish(model, batcher) == [[1, 2], [6]]
-        assert (await small)["y"].tolist() == [60]
+        assert (await small).outputs["y"].tolist() == [60]
         assert batcher.counters.cancelled == 1
 
     run(test())
@@ -153,6 +153,6 @@ def test_a_smaller_bound_splits_what_waits_already() -> None:
         future = batcher.submit(rows(1, 2, 3, 4, 5))
         batcher.reconfigure(max_batch_size=2)
         assert await finish(model, batcher) == [[1, 2], [3, 4], [5]]
-        assert (await future)["y"].tolist() == [10, 20, 30, 40, 50]
+        assert (await future).outputs["y"].tolist() == [10, 20, 30, 40, 50]
 
     run(test())

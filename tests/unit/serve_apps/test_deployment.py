@@ -51,7 +51,7 @@ def host(store: ArtifactStore, one: Variant) -> ModelHost:
 
 async def scale_of(host: ModelHost) -> float:
     """By what the model that answers now multiplies."""
-    answer = await host.submit({"x": ROW}, timeout_s=None, priority=0)
+    answer = (await host.submit({"x": ROW}, timeout_s=None, priority=0)).outputs
     factor: float = float(answer["y"][0, 1])
     np.testing.assert_allclose(answer["y"], factor * ROW)
     return factor
@@ -213,7 +213,7 @@ def test_what_waits_for_the_old_model_is_answered_by_it(host: ModelHost, store: 
         waiting = [host.submit({"x": ROW}, timeout_s=None, priority=0) for _ in range(200)]
         switch = asyncio.create_task(host.reconfigure({"variant": two.id, "max_batch_size": 1}))
         for future in waiting:
-            np.testing.assert_array_equal((await future)["y"], ROW)
+            np.testing.assert_array_equal((await future).outputs["y"], ROW)
         await switch
         assert await scale_of(host) == 2.0
         await host.__del__()

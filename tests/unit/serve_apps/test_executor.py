@@ -19,6 +19,7 @@ from tests.unit.serve_apps.gated_model import (
     at_gate,
     finish,
     gated,
+    model_of,
     raising,
     rows,
     run,
@@ -50,7 +51,7 @@ def test_one_poisonous_request_fails_alone_whatever_the_model_throws(error: Base
                 with pytest.raises(InferenceFailed, match=type(error).__name__):
                     await future
             else:
-                assert (await future)["y"].tolist() == [10 * n]
+                assert (await future).outputs["y"].tolist() == [10 * n]
         assert (batcher.counters.answered, batcher.counters.failed) == (5, 1)
 
     run(test())
@@ -91,7 +92,7 @@ def test_outputs_that_are_no_rows_are_an_error_and_not_somebody_elses_rows(kind:
         await finish(model, batcher)
         with pytest.raises(InferenceFailed, match=complaint):
             await futures[0]
-        assert (await futures[1])["y"].tolist() == [20]
+        assert (await futures[1]).outputs["y"].tolist() == [20]
 
     run(test())
 
@@ -104,7 +105,7 @@ def test_answers_share_memory_and_so_nobody_can_write_to_them() -> None:
         await finish(model, batcher)
         for future in futures:
             with pytest.raises(ValueError, match="read-only"):
-                (await future)["y"][0] = 5
+                (await future).outputs["y"][0] = 5
 
     run(test())
 
@@ -116,7 +117,7 @@ def test_the_models_own_array_stays_writable() -> None:
         def infer(inputs: Arrays) -> Outputs:
             return {"y": kept}
 
-        batcher = Batcher(infer)
+        batcher = Batcher([model_of(infer)])
         await batcher.submit(rows(1))
         kept[0] = 5
         batcher.close()
@@ -126,10 +127,10 @@ def test_the_models_own_array_stays_writable() -> None:
 
 def test_an_answered_request_is_forgotten() -> None:
     async def test() -> None:
-        batcher = Batcher(lambda inputs: {"y": inputs["x"] * 10})
+        batcher = Batcher([model_of(lambda inputs: {"y": inputs["x"] * 10})])
         inputs = rows(1)
         alive = weakref.ref(inputs["x"])
-        answer = await batcher.submit(inputs)
+        answer = (await batcher.submit(inputs)).outputs
         answers = weakref.ref(answer["y"].base)
         del inputs, answer
         # The executor waits for the next batch now, and must not keep the last one until then.
@@ -149,12 +150,12 @@ def test_inputs_of_one_request_are_joined_by_name_whatever_their_order() -> None
             seen.append(inputs)
             return {"y": inputs["a"] - inputs["b"]}
 
-        batcher.reconfigure(infer=infer)
+        batcher.reconfigure(models=[model_of(infer)])
         first = batcher.submit({"a": np.array([5]), "b": np.array([1])})
         second = batcher.submit({"b": np.array([2]), "a": np.array([9])})
         await finish(model, batcher)
-        assert (await first)["y"].tolist() == [4]
-        assert (await second)["y"].tolist() == [7]
+        assert (await first).outputs["y"].tolist() == [4]
+        assert (await second).outputs["y"].tolist() == [7]
         assert len(seen) == 1
 
     run(test())
@@ -168,8 +169,8 @@ def test_a_large_request_is_answered_in_order_from_pieces() -> None:
             seen.append(len(inputs["x"]))
             return {"y": inputs["x"] * 10, "wide": np.stack([inputs["x"]] * 3, axis=1)}
 
-        batcher = Batcher(infer, max_batch_size=32)
-        answer = await batcher.submit({"x": np.arange(10_000)})
+        batcher = Batcher([model_of(infer)], max_batch_size=32)
+        answer = (await batcher.submit({"x": np.arange(10_000)})).outputs
         assert answer["y"].tolist() == list(range(0, 100_000, 10))
         assert answer["wide"].shape == (10_000, 3)
         assert (answer["wide"][:, 2] == np.arange(10_000)).all()
@@ -183,7 +184,7 @@ def test_a_large_request_is_answered_in_order_from_pieces() -> None:
 def test_pieces_that_do_not_fit_together_are_an_error() -> None:
     async def test() -> None:
         answers = iter([{"y": np.zeros((2, 3))}, {"y": np.zeros((2, 1))}])
-        batcher = Batcher(lambda inputs: next(answers), max_batch_size=2)
+        batcher = Batcher([model_of(lambda inputs: next(answers))], max_batch_size=2)
         with pytest.raises(InferenceFailed, match="between two pieces"):
             await batcher.submit(rows(1, 2, 3, 4))
         batcher.close()

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from cluster.variants import TensorSpec, Variant
 from serve_apps.batcher import Batcher
-from serve_apps.executor import Arrays, Outputs
+from serve_apps.executor import Answer as Produced
+from serve_apps.executor import Arrays, Model, Outputs
 from serve_apps.oip.routes import OipApp
 
 
@@ -48,7 +49,7 @@ class Host:
         self.model_name = model_name
         self.variant = variant()
         self.ready = True
-        self.batcher = Batcher(model, **options)
+        self.batcher = Batcher([Model("sum/1", "1", 0.9, (model,))], **options)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class Host:
 
     def submit(
         self, inputs: dict[str, NDArray[np.generic]], *, timeout_s: float | None, priority: int
-    ) -> asyncio.Future[Outputs]:
+    ) -> asyncio.Future[Produced]:
         return self.batcher.submit(inputs, timeout_s=timeout_s, priority=priority)
 
 

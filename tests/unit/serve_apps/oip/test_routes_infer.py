@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from cluster.variants import TensorSpec
+from serve_apps.executor import Model
 from serve_apps.oip import routes
 from serve_apps.oip.codec import HEADER_LENGTH, MAX_JSON_BYTES, decode_response, encode_request
 from serve_apps.oip.routes import OipApp
@@ -274,7 +275,8 @@ def test_the_version_in_an_answer_is_of_the_variant_that_made_it() -> None:
         slow = [asyncio.ensure_future(ask_slowly(path, sent)) for path, sent in answers.items()]
         await asyncio.sleep(0)
         stuck.host.variant = variant("sum/2", preprocessing="none")
-        stuck.host.batcher.reconfigure(infer=lambda inputs: {**infer(inputs), "total": inputs["x"][:, 0].astype("i8")})
+        firsts = Model("sum/2", "2", 0.9, (lambda x: {**infer(x), "total": x["x"][:, 0].astype("i8")},))
+        stuck.host.batcher.reconfigure(models=[firsts])
         slow_body.set_result({"type": "http.request", "body": BODY})
         await until(lambda: stuck.host.batcher.queued == 2)
         stuck.gate.stay_open()
