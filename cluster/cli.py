@@ -301,11 +301,18 @@ def serve(
     plan: Annotated[Path | None, typer.Option(help="A plan.json, as `sluice tune` writes it.")] = None,
     port: Annotated[int, typer.Option(help="HTTP port.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for another cluster's.")] = "127.0.0.1",
+    also: Annotated[
+        list[str] | None, typer.Option(help="A variant to step down to under pressure; may be given again.")
+    ] = None,
+    direct_port: Annotated[int | None, typer.Option(help="A port of the replicas' own, past HAProxy.")] = None,
     store: Store = None,
     dry_run: DryRun = False,
 ) -> None:
     """Serve a variant or a plan on a local Ray cluster until Ctrl-C; with --dry-run, print the Serve config."""
-    _run("serve", ref=variant, plan_path=plan, port=port, host=host, store=store, dry_run=dry_run)
+    _run(
+        "serve", ref=variant, plan_path=plan, port=port, host=host, also=also or [], direct_port=direct_port,
+        store=store, dry_run=dry_run,
+    )  # fmt: skip
 
 
 @app.command(epilog="Example: sluice deploy serve-config.yaml --address http://127.0.0.1:8265")

@@ -37,6 +37,7 @@ _MEMORY = re.compile(r"[1-9][0-9]*(Mi|Gi)")
 _HEAD_PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
 _AGENT_PORT = 52365
 _GPU = "nvidia.com/gpu"
+_DIRECT_LABEL = "sluice/direct"
 _NODE_PORTS = {"metrics": 8080, "dashboard-agent": _AGENT_PORT, "haproxy-metrics": 9101}
 _RAYLET = f"wget --tries 1 -T 2 -q -O- http://localhost:{_AGENT_PORT}/api/local_raylet_healthz | grep success"
 _GCS = "wget --tries 1 -T 2 -q -O- http://localhost:8265/api/gcs_healthz | grep success"
@@ -123,7 +124,10 @@ def worker_group(plan: Plan, settings: KubernetesSettings) -> WorkerGroup:
 
 
 def render_ray_service(plan: Plan, settings: KubernetesSettings | None = None) -> dict[str, Any]:
-    """The RayService that serves `plan`. Raises ConfigError as `worker_group` does."""
+    """The RayService that serves `plan`; `render_direct_service` goes with it.
+
+    Raises ConfigError as `worker_group` does.
+    """
     settings = settings or KubernetesSettings()
     group = worker_group(plan, settings)
     on_cluster = plan.model_copy(update={"store": settings.store_path})
@@ -141,7 +145,7 @@ def render_ray_service(plan: Plan, settings: KubernetesSettings | None = None) -
             "minReplicas": group.min_replicas,
             "maxReplicas": group.max_replicas,
             "rayStartParams": {"num-cpus": str(group.cpus)} | ({"num-gpus": str(group.gpus)} if group.gpus else {}),
-            "template": {"spec": _worker_pod(settings, group)},
+            "template": _direct_label(plan, settings) | {"spec": _worker_pod(settings, group, plan.direct_port)},
         }
     ]
     return {
@@ -157,6 +161,35 @@ def render_ray_service(plan: Plan, settings: KubernetesSettings | None = None) -
     }
 
 
+def render_direct_service(plan: Plan, settings: KubernetesSettings | None = None) -> dict[str, Any] | None:
+    """The Service before the replicas' own port; None for a plan without one. Its pods are those that KubeRay marks
+    as serving, of whichever cluster: during an upgrade both answer, each with its own version.
+
+    Raises ConfigError if the pods use that port otherwise.
+    """
+    settings = settings or KubernetesSettings()
+    if plan.direct_port is None:
+        return None
+    taken = {port: purpose for purpose, port in ({"serve": settings.http_port} | _HEAD_PORTS | _NODE_PORTS).items()}
+    if plan.direct_port in taken:
+        raise ConfigError(
+            f"direct_port={plan.direct_port} is {taken[plan.direct_port]}'s in these pods; choose another, say 8010"
+        )
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": f"{settings.name}-direct", "labels": {"app.kubernetes.io/name": "sluice"}},
+        "spec": {
+            "selector": {_DIRECT_LABEL: settings.name, "ray.io/serve": "true"},
+            "ports": [{"name": "direct", "port": plan.direct_port, "targetPort": plan.direct_port}],
+        },
+    }
+
+
+def _direct_label(plan: Plan, settings: KubernetesSettings) -> dict[str, Any]:
+    return {} if plan.direct_port is None else {"metadata": {"labels": {_DIRECT_LABEL: settings.name}}}
+
+
 def _head_pod(settings: KubernetesSettings, *, autoscaler: bool) -> dict[str, Any]:
     container = _container(
         "ray-head", settings, cpus=settings.head_cpus, memory=settings.head_memory, ports=_HEAD_PORTS,
@@ -166,9 +199,10 @@ def _head_pod(settings: KubernetesSettings, *, autoscaler: bool) -> dict[str, An
     return _pod(container) | {"automountServiceAccountToken": autoscaler}
 
 
-def _worker_pod(settings: KubernetesSettings, group: WorkerGroup) -> dict[str, Any]:
+def _worker_pod(settings: KubernetesSettings, group: WorkerGroup, direct_port: int | None) -> dict[str, Any]:
     container = _container(
-        "ray-worker", settings, cpus=group.cpus + 1, memory=settings.worker_memory, ports={},
+        "ray-worker", settings, cpus=group.cpus + 1, memory=settings.worker_memory,
+        ports={} if direct_port is None else {"direct": direct_port},
         alive=(_RAYLET,), ready=(_RAYLET, _PROXY.format(port=settings.http_port)), timeout_s=4,
     )  # fmt: skip
     container["readinessProbe"]["failureThreshold"] = 1  # a pod whose HAProxy is not well gets no more requests
@@ -261,7 +295,9 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m cluster.manifests plan.json > ray-service.yaml", file=sys.stderr)
         return 2
     try:
-        print(to_yaml(render_ray_service(read_plan(Path(arguments[0])))), end="")
+        plan = read_plan(Path(arguments[0]))
+        rendered = [render_ray_service(plan), render_direct_service(plan)]
+        print("---\n".join(to_yaml(manifest) for manifest in rendered if manifest is not None), end="")
     except ConfigError as error:
         print(f"cluster.manifests: {error}", file=sys.stderr)
         return 2

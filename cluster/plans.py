@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cluster.runtimes.base import RuntimeConfig
+from cluster.scheduling import Scheduling
 from cluster.variants import canonical_sha256
 
 
@@ -54,6 +55,14 @@ class Plan(Configuration):
     num_cpus_per_replica: float = Field(default=1.0, gt=0)
     default_timeout_s: float | None = Field(default=None, gt=0)
     """Deadline of a request that names none; None: it waits as long as its client does."""
+    also: tuple[str, ...] = ()
+    """Ids of variants that are resident beside it: what a replica may step down to under pressure."""
+    executors: int = Field(default=1, ge=1, le=64)
+    """Threads of a replica that execute batches side by side, each with a copy of every resident variant."""
+    direct_port: int | None = Field(default=None, ge=1, le=65535)
+    """Where each replica listens for clients that come without a proxy, beside Serve's port; None: nowhere."""
+    scheduling: Scheduling | None = None
+    """Classes of priority, quotas, when to step down; None: the defaults."""
     slo: dict[str, Any] = Field(default_factory=dict)
     """What it was chosen for; empty if it was not chosen."""
     predicted: dict[str, Any] = Field(default_factory=dict)

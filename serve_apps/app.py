@@ -25,6 +25,12 @@ class AppArgs(BaseModel):
     variant: str = Field(min_length=1)
     """Variant id or name."""
     runtime: RuntimeConfig = RuntimeConfig()
+    also: tuple[str, ...] = ()
+    """Variants that are resident beside it, in the same runtime."""
+    executors: int = Field(default=1, ge=1, le=64)
+    """Threads that execute batches side by side, each with a copy of every resident variant."""
+    direct_port: int | None = Field(default=None, ge=1, le=65535)
+    """A port on which each replica is reached without a proxy; it must be this application's alone."""
 
 
 def wrong_fields(error: ValidationError, whole: str) -> str:
@@ -49,6 +55,7 @@ def build(args: dict[str, Any]) -> Application:
     from serve_apps.deployment import ModelDeployment
 
     app: Application = ModelDeployment.bind(
-        parsed.model_name, parsed.store, parsed.variant, parsed.runtime.model_dump(mode="json")
+        parsed.model_name, parsed.store, parsed.variant, parsed.runtime.model_dump(mode="json"), parsed.also,
+        parsed.executors, parsed.direct_port,
     )
     return app

@@ -1,34 +1,45 @@
-"""ModelDeployment: one variant in one replica, its own ingress. HAProxy forwards straight to it: one hop."""
+"""ModelDeployment: one model in one replica, its own ingress. HAProxy forwards straight to it: one hop.
+
+Several variants of the model may be resident at once: the batcher picks one for each batch, within what the requests
+allow (cluster/scheduling.py)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 
 from cluster.artifacts import ArtifactStore
 from cluster.errors import ConfigError, NotReady, VariantNotFound
 from cluster.runtimes import RuntimeConfig
+from cluster.scheduling import Scheduling
 from cluster.variants import Variant
 from serve_apps.app import wrong_fields
 from serve_apps.batcher import MAX_BATCH_SIZE, Batcher
-from serve_apps.executor import Answer, Model
-from serve_apps.loading import Loaded, load
+from serve_apps.cache import ResponseCache
+from serve_apps.decoder import Decoder
+from serve_apps.executor import Answer
+from serve_apps.front import serve_hook
+from serve_apps.front.direct import DirectListener
+from serve_apps.front.protocol import LeanProtocol
+from serve_apps.loading import Loaded, best_first, load
+from serve_apps.oip.exchange import Inference, Served
 from serve_apps.oip.routes import OipApp
+from serve_apps.sequences import SequenceBuckets
 
 _DRAIN_S = 20.0
 
 
 class UserConfig(BaseModel):
-    """What changes without a restart. A field left out keeps its value, but for `variant` and `runtime`: without them,
-    those that the application's args name are served. The model is switched between two batches."""
+    """What changes without a restart. A field left out keeps its value, but for `variant`, `also` and `runtime`:
+    without them, what the application's args name is served. The model is switched between two batches."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -36,15 +47,17 @@ class UserConfig(BaseModel):
     max_queued_requests: int | None = Field(default=None, ge=1)
     default_timeout_s: float | None = Field(default=None, gt=0)
     variant: str | None = None
+    also: list[str] | None = None
+    """Variants that are resident beside it: what the batcher may step down to under pressure."""
     runtime: RuntimeConfig | None = None
+    scheduling: Scheduling | None = None
+    """Classes of priority, quotas, when to step down."""
+    cache_mib: float | None = Field(default=None, ge=0, le=1 << 20, allow_inf_nan=False)
+    """Answers that are kept for equal inputs, and equal requests in flight are executed once; 0: only the latter."""
 
 
 async def _off_the_loop(work: Callable[[], Loaded]) -> Loaded:
     return await asyncio.get_running_loop().run_in_executor(None, work)
-
-
-def _model(loaded: Loaded) -> Model:
-    return Model(loaded.variant.name, loaded.variant.id, 0.0, (loaded.runtime.infer,))
 
 
 def _make_app() -> OipApp:
@@ -53,10 +66,15 @@ def _make_app() -> OipApp:
 
     def host() -> Any:
         if not instance:
-            instance.append(serve.get_replica_context().servable_object)
+            found = serve.get_replica_context().servable_object
+            if found is None:
+                raise NotReady("this replica is still starting; send the request again, another one will take it")
+            instance.append(found)
         return instance[0]
 
-    return OipApp(host)
+    app = OipApp(host)
+    LeanProtocol.endpoint = app.exchange  # used where serve_hook.py could take the port
+    return app
 
 
 class ModelHost:
@@ -67,21 +85,39 @@ class ModelHost:
     opens the replica's port before it hands that over, and a replica that starts after a promotion must not answer even
     one request from the version before."""
 
-    def __init__(self, model_name: str, store: str, variant: str, runtime: dict[str, Any]) -> None:
+    def __init__(
+        self, model_name: str, store: str, variant: str, runtime: dict[str, Any], also: Sequence[str] = (),
+        executors: int = 1, direct_port: int | None = None,
+    ) -> None:  # fmt: skip
         self.model_name = model_name
         self._store = ArtifactStore(Path(store))
         self._bound = variant
+        self._bound_also = tuple(also)
         self._bound_config = RuntimeConfig.model_validate(runtime)
-        self._loaded: Loaded | None = None
+        self._executors = executors
+        self._direct_port = direct_port
+        self._direct: DirectListener | None = None
+        self._resident: tuple[Loaded, ...] = ()
+        self._first: Loaded | None = None
+        self.served: Served | None = None
         self._batcher: Batcher | None = None
-        self._default_timeout_s: float | None = None
+        self._cache: ResponseCache[Any, Answer] | None = None
+        self._level = 0
+        self.decoder: Decoder | None = None
+        self.default_timeout_s: float | None = None
         self._draining = False
         self._reconfiguring = asyncio.Lock()
 
     @property
     def variant(self) -> Variant:
-        """The manifest of what answers now. Raises NotReady while nothing does."""
-        return self._serving.variant
+        """The manifest of what it was told to serve, whatever else is resident. Raises NotReady while nothing is."""
+        return self._told.variant
+
+    @property
+    def _told(self) -> Loaded:
+        if self._first is None:
+            raise NotReady("this replica is still loading; send the request again, another one will take it")
+        return self._first
 
     @property
     def config(self) -> dict[str, Any]:
@@ -90,24 +126,17 @@ class ModelHost:
         return {
             "max_batch_size": batcher.max_batch_size,
             "max_queued_requests": batcher.max_queued_requests,
-            "default_timeout_s": self._default_timeout_s,
-            "runtime": self._serving.config.model_dump(mode="json"),
+            "default_timeout_s": self.default_timeout_s,
+            "runtime": self._told.config.model_dump(mode="json"),
         }
 
     def is_ready(self) -> bool:
         """True from when the model is loaded and warm until the replica drains."""
-        return self._loaded is not None and not self._draining
-
-    @property
-    def _serving(self) -> Loaded:
-        if self._loaded is None:
-            raise NotReady("this replica is still loading; send the request again, another one will take it")
-        return self._loaded
+        return bool(self._resident) and not self._draining and not serve_hook.is_leaving()
 
     def _running(self) -> Batcher:
-        # Made on the loop that will use it: the constructor may run on another thread.
         if self._batcher is None:
-            self._batcher = Batcher([_model(self._serving)])
+            raise NotReady("this replica is still loading; send the request again, another one will take it")
         return self._batcher
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -121,66 +150,143 @@ class ModelHost:
             ) from error
         # A model takes its time to load, and Serve does not wait for it with the next config: the last one must stay.
         async with self._reconfiguring:
+            also = self._bound_also if config.also is None else config.also
             await self._switch(
-                config.variant or self._bound, config.runtime or self._bound_config, config.max_batch_size
+                [config.variant or self._bound, *also], config.runtime or self._bound_config, config.max_batch_size
             )
             self._running().reconfigure(
-                max_batch_size=config.max_batch_size, max_queued_requests=config.max_queued_requests
-            )
+                max_batch_size=config.max_batch_size, max_queued_requests=config.max_queued_requests,
+                scheduling=config.scheduling,
+            )  # fmt: skip
             if "default_timeout_s" in config.model_fields_set:
-                self._default_timeout_s = config.default_timeout_s
+                self.default_timeout_s = config.default_timeout_s
+            if "cache_mib" in config.model_fields_set:
+                self._cache_of(config.cache_mib)
 
-    async def _switch(self, ref: str, config: RuntimeConfig, max_batch_size: int | None) -> None:
-        """Serve that, and return once no request is left that was taken by what was served before."""
+    async def _switch(self, refs: list[str], config: RuntimeConfig, max_batch_size: int | None) -> None:
+        """Serve those, and return once no request is left that was taken by what was served before."""
+        size = max_batch_size or (self._batcher.max_batch_size if self._batcher else MAX_BATCH_SIZE)
+        before = self._resident
+        wanted = {variant.id: variant for variant in map(self._found, refs)}
+        kept = {v.id: each for v in wanted.values() for each in before if each.serves(v, config, size)}
+        if len(kept) == len(wanted) == len(before) and self._told.variant.id == next(iter(wanted)):
+            return
+        self._refuse_other_tensors(list(wanted.values()))
+        for variant in wanted.values():
+            if variant.id not in kept:
+                # Also for a larger batch size alone: the executor may be inside the old runtime, so that one cannot be
+                # warmed up.
+                kept[variant.id] = await _off_the_loop(
+                    lambda variant=variant: load(  # type: ignore[misc]
+                        self._store, variant, config, max_batch_size=size, executors=self._executors
+                    )
+                )
+        self._resident = best_first(list(kept.values()))
+        self._first = kept[next(iter(wanted))]
+        models = tuple(each.model for each in self._resident)
+        first = self._first.variant
+        if self._batcher is None:  # made on the loop that will use it: the constructor may run on another thread
+            self._batcher = Batcher(models)
+            self.decoder = Decoder()
+        self._batcher.reconfigure(models=models)
+        if self._cache is not None:
+            self._cache.models_changed()
+        self.served = Served(
+            self.model_name, models, first.inputs, first.outputs, floors=_sign(first), buckets=SequenceBuckets.of(first)
+        )
+        gone = [each.model for each in before if each not in self._resident]
+        if gone:
+            # The old runtimes go with their last batch: an executor may be inside one now, so it is not closed here.
+            await self._batcher.finished(gone, _DRAIN_S)
+
+    def _found(self, ref: str) -> Variant:
         try:
-            variant, before = self._store.get(ref), self._loaded
+            return self._store.get(ref)
         except VariantNotFound as error:
             raise ConfigError(f"variant={ref!r}: {error}") from error
-        size = max_batch_size or (self._batcher.max_batch_size if self._batcher else MAX_BATCH_SIZE)
-        if before is not None and before.serves(variant, config, size):
-            return
-        self._refuse_other_tensors(variant)
-        # Also for a larger batch size alone: the executor may be inside the old runtime, so it cannot be warmed up.
-        self._loaded = await _off_the_loop(lambda: load(self._store, variant, config, max_batch_size=size))
-        batcher = self._running()
-        if before is not None:
-            # The old runtime goes with its last batch: the executor may be inside it now, so it is not closed here.
-            gone = batcher.models
-            batcher.reconfigure(models=[_model(self._loaded)])
-            await batcher.finished(gone, _DRAIN_S)
 
-    def _refuse_other_tensors(self, variant: Variant) -> None:
-        """Raise ConfigError unless it takes and gives what is served, or what the application's args name."""
-        served = self._loaded.variant if self._loaded else None
+    def _refuse_other_tensors(self, wanted: list[Variant]) -> None:
+        """Raise ConfigError unless they take and give what is served, or what the application's args name."""
+        served = self._resident[0].variant if self._resident else None
         with suppress(VariantNotFound):  # the one in args may be gone since another was promoted
             served = served or self._store.get(self._bound)
-        if served is not None and (variant.inputs, variant.outputs) != (served.inputs, served.outputs):
-            raise ConfigError(
-                f"variant {variant.name} ({variant.id}) has other inputs or outputs than {served.name}, which is "
-                "served; deploy it as an application of its own"
-            )
+        served = served or wanted[0]
+        for variant in wanted:
+            if _tensors(variant) != _tensors(served):
+                raise ConfigError(
+                    f"variant {variant.name} ({variant.id}) has other inputs or outputs than {served.name}, which is "
+                    "served; deploy it as an application of its own"
+                )
 
-    def submit(
-        self, inputs: dict[str, NDArray[np.generic]], *, timeout_s: float | None, priority: int
-    ) -> asyncio.Future[Answer]:
-        """See Batcher.submit."""
-        return self._running().submit(inputs, timeout_s=timeout_s or self._default_timeout_s, priority=priority)
+    def _cache_of(self, mib: float | None) -> None:
+        """From now on."""
+        if mib is None:
+            # What is on its way through the old one ends there: each request knows who ends it.
+            self._cache = None
+        elif self._cache is None:
+            self._cache = ResponseCache(self._running(), Answer, max_bytes=int(mib * (1 << 20)))
+        else:
+            self._cache.max_bytes = int(mib * (1 << 20))
+
+    def put(self, request: Inference) -> None:
+        """See Batcher.put."""
+        batcher, cache = self._running(), self._cache
+        if cache is None:
+            batcher.put(request)
+            return
+        if batcher.level < self._level:  # calm again: what was answered under pressure can be answered better
+            for model in batcher.models[1:]:
+                cache.forget(model)
+        self._level = batcher.level
+        # The cache compares urgency before the batcher has looked: a class's place is a priority that means the same.
+        request.priority = batcher.scheduling.rank(request.priority) + 1
+        request.deadline = math.inf if request.timeout_s is None else time.monotonic() + request.timeout_s
+        request.cached = cache
+        cache.put(request)
+
+    def cancel(self, request: Inference) -> None:
+        """See Batcher.cancel."""
+        cached = request.cached
+        (self._running() if cached is None else cached).cancel(request)
 
     async def check_health(self) -> None:
         """Called by Serve, first at the end of the start; the loop that answers is the health."""
-        if self._loaded is None:  # the application has no user_config
+        if not self._resident:  # the application has no user_config
             await self.reconfigure({})
+        if self._direct_port is not None and self._direct is None:
+            app = OipApp(lambda: self)
+            LeanProtocol.endpoint = app.exchange
+            self._direct = DirectListener(app, port=self._direct_port)
+            await self._direct.start(serve_hook.is_leaving)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Queue depth, for an autoscaling policy."""
-        return {"queued": float(self._batcher.queued if self._batcher else 0)}
+        """For an autoscaling policy: how many wait, how long a request that came now would, and the step of accuracy
+        that is served (0: the best)."""
+        batcher = self._batcher
+        if batcher is None:
+            return {"queued": 0.0, "delay_s": 0.0, "level": 0.0}
+        return {
+            "queued": float(batcher.queued), "delay_s": batcher.predicted_delay_s(), "level": float(batcher.level),
+        }  # fmt: skip
 
     async def __del__(self) -> None:
         self._draining = True
+        if getattr(self, "_direct", None) is not None and self._direct is not None:
+            await self._direct.stop(_DRAIN_S)
         if getattr(self, "_batcher", None) is not None and self._batcher is not None:
             await self._batcher.drain(_DRAIN_S)
             self._batcher.close()
             self._batcher = None
+
+
+def _tensors(variant: Variant) -> tuple[Any, ...]:
+    return variant.inputs, variant.outputs, variant.sequence
+
+
+def _sign(variant: Variant) -> float:
+    """By what a floor that a request names is multiplied to compare with Model.accuracy: an error is better small."""
+    accuracy = variant.accuracy
+    return 1.0 if accuracy is None or accuracy.higher_is_better else -1.0
 
 
 ModelDeployment = serve.deployment(name="ModelDeployment")(serve.ingress(_make_app)(ModelHost))

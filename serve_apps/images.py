@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DRAFT_PIXELS = 1_000_000
 DRAFT_GAP = 4
-_OTHER_WAYS = "send the tensor to /infer, or its raw bytes as application/octet-stream"
+_OTHER_WAYS = "send the tensor as the protocol's JSON, or its raw bytes as application/octet-stream"
 _MODES: dict[int, Literal["L", "RGB"]] = {1: "L", 3: "RGB"}
 _READ_MODES = frozenset({"1", "L", "LA", "RGB", "RGBA", "P", "CMYK", "YCbCr"})
 """As train_jobs/datasets/folder.py: 8 bits a channel at most."""
@@ -64,7 +64,7 @@ def single_input(specs: Sequence[TensorSpec]) -> TensorSpec:
     if len(specs) != 1:
         raise InvalidRequest(
             f"the model takes {len(specs)} inputs ({', '.join(spec.name for spec in specs)}) and a plain body fills "
-            "one; send the tensors to /infer"
+            "one; send the tensors by name, as the protocol's JSON or binary data"
         )
     return specs[0]
 
@@ -119,8 +119,8 @@ def from_raw(body: bytes, spec: TensorSpec, max_bytes: int = Limits.max_bytes) -
     free = [size for size in spec.shape[1:] if size < 0]
     if free or spec.datatype == "BYTES" or not spec.shape:
         raise InvalidRequest(
-            f"input {spec.name!r} is {spec.datatype} {list(spec.shape)}: raw bytes do not tell its shape; send it to "
-            "/infer, which takes it as JSON or as binary data"
+            f"input {spec.name!r} is {spec.datatype} {list(spec.shape)}: raw bytes do not tell its shape; send it "
+            "with its shape, as the protocol's JSON or binary data"
         )
     dtype = NUMPY_OF_DATATYPE[spec.datatype]
     row_bytes = math.prod(spec.shape[1:]) * dtype.itemsize

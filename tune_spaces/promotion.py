@@ -59,7 +59,7 @@ def _try_out(artifacts: ArtifactStore, variant: Variant, deployed: Deployed) -> 
 
     size = deployed.max_batch_size or MAX_BATCH_SIZE
     try:
-        load(artifacts, variant, deployed.runtime, max_batch_size=size).runtime.close()
+        load(artifacts, variant, deployed.runtime, max_batch_size=size).close()
     except RuntimeUnavailable:
         return
     except (ArtifactError, InferenceFailed) as error:

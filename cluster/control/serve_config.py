@@ -30,6 +30,9 @@ def serve_config(plan: Plan, *, http_host: str = "0.0.0.0", http_port: int = 800
                     "store": plan.store,
                     "variant": plan.variant_id,
                     "runtime": plan.runtime.model_dump(mode="json"),
+                    **({"also": list(plan.also)} if plan.also else {}),
+                    **({"executors": plan.executors} if plan.executors > 1 else {}),
+                    **({"direct_port": plan.direct_port} if plan.direct_port is not None else {}),
                 },
                 "deployments": [
                     {
@@ -47,6 +50,11 @@ def serve_config(plan: Plan, *, http_host: str = "0.0.0.0", http_port: int = 800
                             "max_batch_size": plan.max_batch_size,
                             "max_queued_requests": plan.max_queued_requests,
                             "default_timeout_s": plan.default_timeout_s,
+                            **(
+                                {"scheduling": plan.scheduling.model_dump(mode="json", exclude_defaults=True)}
+                                if plan.scheduling is not None
+                                else {}
+                            ),
                         },
                     }
                 ],

@@ -9,6 +9,9 @@ from __future__ import annotations
 RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
 """What every Ray that Sluice starts gets, fast path or not."""
 
+FRONT = "serve_apps.front.serve_hook:install"
+"""Upward by string only: Serve imports it in the replica."""
+
 LATENCY_BUCKETS_MS = (0.5, 1, 2, 5, 10, 20, 35, 50, 75, 100, 200, 500, 1000, 5000)
 """Serve's own smallest bucket is 1 ms, and it has none between 20 and 50, where the SLO bounds are."""
 
@@ -25,6 +28,8 @@ def throughput_environment(*, haproxy_threads: int = 1) -> dict[str, str]:
         # would look at every process every 5 s: both on the replicas' cores (docs/decisions/0005).
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "REPORTER_UPDATE_INTERVAL_MS": "30000",
+        # Inferences past Serve's wrapper around each request, on the replica's own port (docs/results/request-path.md).
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": FRONT,
         "RAY_SERVE_HAPROXY_NBTHREAD": str(haproxy_threads),
         "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": ",".join(f"{bound:g}" for bound in LATENCY_BUCKETS_MS),
     }

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from cluster.errors import InferenceFailed, InvalidRequest, PayloadTooLarge, SluiceError
 from cluster.tensors import DATATYPE_OF_NUMPY, NUMPY_OF_DATATYPE
 from cluster.variants import TensorSpec
+from serve_apps.oip.wishes import NONE, Wishes, wishes
 
 HEADER_LENGTH = "inference-header-content-length"
 MAX_JSON_BYTES = 4 << 20
@@ -39,37 +40,34 @@ class InferRequest(NamedTuple):
     id: str | None
     inputs: dict[str, NDArray[np.generic]]
     binary_outputs: dict[str, bool]
-    timeout_s: float | None
-    priority: int
-    parameters: dict[str, Any]
+    wishes: Wishes = NONE
 
 
-def decode(body: bytes, headers: Mapping[str, str], outputs: Iterable[TensorSpec]) -> InferRequest:
-    """Decode a request. `headers` have lower-case names. Raises InvalidRequest naming what is wrong, PayloadTooLarge
-    for a JSON part above MAX_JSON_BYTES.
-
-    `timeout` (microseconds) and `priority` (1 is highest, 0 none) are Triton's request parameters.
-    """
+def decode(
+    body: bytes, headers: Mapping[str, str], outputs: Iterable[TensorSpec], otherwise: Wishes = NONE
+) -> InferRequest:
+    """Decode a request. `headers` have lower-case names; what the request wishes for nothing in is `otherwise`. Raises
+    InvalidRequest naming what is wrong, PayloadTooLarge for a JSON part above MAX_JSON_BYTES."""
     request, start = _parse(body, headers, MAX_JSON_BYTES)
     inputs = _tensors(request.get("inputs"), "input", body, start)
     parameters = _mapping(request.get("parameters"), "parameters")
-    timeout_us = _integer(parameters, "timeout")
     request_id = request.get("id")
     if request_id is not None and type(request_id) is not str:
         raise InvalidRequest(f"id={_brief.repr(request_id)} must be a string")
     binary = _flag(parameters, "binary_data_output", False)
-    return InferRequest(
-        request_id, inputs, _wanted(request.get("outputs"), binary, outputs), timeout_us / 1e6 if timeout_us else None,
-        _integer(parameters, "priority"), parameters,
-    )  # fmt: skip
+    wanted = _wanted(request.get("outputs"), binary, outputs)
+    return InferRequest(request_id, inputs, wanted, wishes(parameters, otherwise))
 
 
 def encode_response(
-    model_name: str, model_version: str, request: InferRequest, results: Mapping[str, NDArray[np.generic]]
-) -> tuple[bytes, int | None]:
+    model_name: str, model_version: str, request: InferRequest, results: Mapping[str, NDArray[np.generic]],
+    parameters: Mapping[str, Any] | None = None,
+) -> tuple[bytes, int | None]:  # fmt: skip
     """The body of the answer, and the length of its JSON part if raw tensors follow it. Raises InferenceFailed if the
     results are not what `request` wants or, as JSON, cannot be written."""
     answer: dict[str, Any] = {"model_name": model_name, "model_version": model_version}
+    if parameters:
+        answer["parameters"] = parameters
     if request.id is not None:
         answer["id"] = request.id
     wanted = []
@@ -244,17 +242,6 @@ def _mapping(value: Any, what: str) -> dict[str, Any]:
         return {}
     if type(value) is not dict:
         raise InvalidRequest(f"{what}: {_brief.repr(value)} must be an object")
-    return value
-
-
-def _integer(parameters: dict[str, Any], name: str) -> int:
-    value = parameters.get(name)
-    if value is None:
-        return 0
-    if type(value) is str and value.isascii() and value.isdigit() and len(value) < 19:
-        value = int(value)  # some clients send every parameter as a string
-    if type(value) is not int or not 0 <= value < 1 << 62:
-        raise InvalidRequest(f"parameter {name}={_brief.repr(value)} must be an integer, at least 0")
     return value
 
 

@@ -11,30 +11,25 @@ with `x-request-disconnect-disabled: ?1`; what it asked is then executed whether
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 
-from cluster.errors import InvalidRequest, PayloadTooLarge, SluiceError, UnknownModel
-from cluster.tensors import check_inputs
+from cluster.errors import NotReady, PayloadTooLarge, SluiceError, UnknownModel
 from cluster.variants import TensorSpec, Variant
-from serve_apps.oip.codec import HEADER_LENGTH, check_json_size, decode, encode_response
+from serve_apps.front.head import Head
+from serve_apps.oip.codec import HEADER_LENGTH, check_json_size
+from serve_apps.oip.compression import compress, decompress
+from serve_apps.oip.exchange import MAX_BODY_BYTES, Exchange, Host, Served, refusal, unexpected
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Arrays = dict[str, NDArray[np.generic]]
 Headers = list[tuple[bytes, bytes]]
 Answer = tuple[int, Headers, bytes]
 
-MAX_BODY_BYTES = 16 << 20
 SERVER = {
     "name": "sluice",
     "version": "0.1.0",
@@ -43,48 +38,26 @@ SERVER = {
 }
 PLATFORMS = {"onnx": "onnx_onnxv1", "torch_export": "pytorch_export"}
 _JSON = (b"content-type", b"application/json")
-_BINARY = (b"content-type", b"application/octet-stream")
 _HEADER_LENGTH = HEADER_LENGTH.encode()
-_log = logging.getLogger("ray.serve")
 
 
-class Result(Protocol):
-    """What comes of a request."""
-
-    @property
-    def outputs(self) -> Arrays: ...
-
-
-class ModelHost(Protocol):
+class ModelHost(Host, Protocol):
     """What the routes need of a deployment."""
 
     model_name: str
 
     @property
-    def variant(self) -> Variant: ...
+    def variant(self) -> Variant:
+        """What it was told to serve. Raises NotReady while nothing is."""
 
     @property
     def config(self) -> dict[str, Any]: ...
 
     def is_ready(self) -> bool: ...
 
-    def submit(self, inputs: Arrays, *, timeout_s: float | None, priority: int) -> asyncio.Future[Result]: ...
-
 
 class ClientGone(Exception):
     """The client left before its request was whole; there is nobody to answer."""
-
-
-class _Served:
-    """What each request needs of the variant, read once: the id of a Variant is a hash made anew at each look."""
-
-    def __init__(self, model_name: str, variant: Variant) -> None:
-        self.variant = variant
-        self.version = variant.id
-        self.inputs = variant.inputs
-        self.outputs = variant.outputs
-        model = f"/v2/models/{model_name}"
-        self.infer_paths = {f"{model}/infer".encode(), f"{model}/versions/{self.version}/infer".encode()}
 
 
 class OipApp:
@@ -93,7 +66,7 @@ class OipApp:
     def __init__(self, host: Callable[[], ModelHost], *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self._host = host
         self._max_body_bytes = max_body_bytes
-        self._served: _Served | None = None
+        self.exchange = Exchange(host, max_body_bytes=max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -101,32 +74,22 @@ class OipApp:
             return
         try:
             answer = self._look_up(scope)
-            if answer is None:
-                answer = await self._infer(scope, receive)
+            if isinstance(answer, bytes):
+                answer = await self._infer(scope, answer, receive)
         except ClientGone:
             return
         except SluiceError as error:
-            answer = _error(error)
+            answer = _split(*refusal(error))
         except Exception:
-            _log.exception("request %s %s failed", scope["method"], scope["path"])
-            answer = _error(SluiceError("internal error; the replica's log has the details"))
+            answer = _split(*unexpected(f"{scope['method']} {scope['path']}"))
         status, headers, body = answer
-        headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    def _serving(self, host: ModelHost) -> _Served:
-        """What answers now; `user_config` may switch the variant at any time."""
-        served, variant = self._served, host.variant
-        if served is None or served.variant is not variant:
-            served = self._served = _Served(host.model_name, variant)
-        return served
-
-    def _look_up(self, scope: Scope) -> Answer | None:
-        """The answer to everything but an inference, which is None. Raises UnknownModel for what is not here."""
+    def _look_up(self, scope: Scope) -> Answer | bytes:
+        """The answer to everything but an inference, which is the target that it is for. Raises UnknownModel for what
+        is not here."""
         method = scope["method"]
-        if method == "POST" and self._served and scope.get("raw_path") in self._serving(self._host()).infer_paths:
-            return None
         match _segments(scope):
             case ["v2"]:
                 return _get(method, SERVER)
@@ -140,56 +103,47 @@ class OipApp:
                 return self._look_up_model(method, name, rest)
         raise UnknownModel(f"{scope['path'][:200]!r} is not here; see /v2, /v2/health/ready and /v2/models/NAME")
 
-    def _look_up_model(self, method: str, name: str, rest: list[str]) -> Answer | None:
+    def _look_up_model(self, method: str, name: str, rest: list[str]) -> Answer | bytes:
         host = self._host()
-        served = self._serving(host)
         if name != host.model_name:
             raise UnknownModel(f"model {name[:100]!r} is unknown; this deployment serves {host.model_name!r}")
+        versions = _versions(host)
+        target = f"/v2/models/{name}"
         match rest:
-            case ["versions", version, *_] if version != served.version:
-                raise UnknownModel(f"version {version[:100]!r} of {name!r} is unknown; served: {served.version}")
-            case ["versions", _, *after]:
-                rest = after
+            case ["versions", version, *_] if version not in versions:
+                known = ", ".join(versions)
+                raise UnknownModel(f"version {version[:100]!r} of {name!r} is unknown; served: {known}")
+            case ["versions", version, *after]:
+                rest, target = after, f"{target}/versions/{version}"
         match rest:
             case []:
-                return _get(method, _metadata(name, served))
+                return _get(method, _metadata(host))
             case ["ready"]:
                 ready = host.is_ready()
                 return _get(method, {"name": name, "ready": ready}, 200 if ready else 503)
             case ["config"]:
-                return _get(method, _configuration(name, served, host.config))
+                return _get(method, _configuration(host))
             case ["infer"]:
-                return None if method == "POST" else _not_allowed(method, "POST")
+                return f"{target}/infer".encode() if method == "POST" else _not_allowed(method, "POST")
         raise UnknownModel(f"{'/'.join(rest)[:200]!r} is not here; a model has /ready, /config and /infer")
 
-    async def _infer(self, scope: Scope, receive: Receive) -> Answer:
+    async def _infer(self, scope: Scope, target: bytes, receive: Receive) -> Answer:
         headers = dict(scope["headers"])
         body = await self._body(headers, receive)
-        host = self._host()
-        served = self._serving(host)
-        if scope.get("raw_path") not in served.infer_paths:
-            self._look_up(scope)  # the version asked for may have gone while the body came
-        header_length = headers.get(_HEADER_LENGTH)
-        request = decode(
-            body, {} if header_length is None else {HEADER_LENGTH: header_length.decode("latin-1")}, served.outputs
-        )
-        check_inputs(served.inputs, request.inputs)
-        rows = {array.shape[0] for array in request.inputs.values()}
-        if len(rows) != 1:
-            raise InvalidRequest(f"the inputs have batch sizes {sorted(rows)}; they must be the same")
-        # From `served` to here nothing was awaited: the variant that checked the inputs is the one that executes them.
-        answer = await host.submit(request.inputs, timeout_s=request.timeout_s, priority=request.priority)
-        content, json_length = encode_response(host.model_name, served.version, request, answer.outputs)
-        if json_length is None:
-            return 200, [_JSON], content
-        return 200, [_BINARY, (_HEADER_LENGTH, b"%d" % json_length)], content
+        status, said, content = _split(*await self.exchange.answer(Head(target, headers, len(body)), body))
+        accept = headers.get(b"accept-encoding")
+        if accept is None or _JSON not in said:
+            return status, said, content
+        content, encoding = compress(content, accept.decode("latin-1"))
+        said = [(name, value) for name, value in said if name != b"content-length"]
+        if encoding is not None:
+            said.append((b"content-encoding", encoding.encode()))
+        return status, [*said, (b"vary", b"accept-encoding"), (b"content-length", b"%d" % len(content))], content
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        encoding = headers.get(b"content-encoding", b"identity")
-        if encoding != b"identity":
-            raise InvalidRequest(f"content-encoding {encoding[:40].decode('latin-1')!r} is not known; send it plain")
         # What is too large is refused before it is here, if it says so.
-        check_size = self._check_size if _HEADER_LENGTH in headers else self._check_json_size
+        tensors = _HEADER_LENGTH in headers or not _says_json(headers)
+        check_size = self._check_size if tensors else self._check_json_size
         length = headers.get(b"content-length", b"")
         if length.isdigit():
             check_size(int(length[:16]))
@@ -206,6 +160,10 @@ class OipApp:
         if message["type"] == "http.disconnect":
             raise ClientGone
         check_size(len(body))
+        encoding = headers.get(b"content-encoding")
+        if encoding is not None:
+            body = decompress(body, encoding.decode("latin-1"), max_bytes=self._max_body_bytes)
+            check_size(len(body))
         return body
 
     def _check_size(self, size: int) -> None:
@@ -242,32 +200,48 @@ def _segments(scope: Scope) -> list[str]:
     return [unquote(part) if raw is not None and "%" in part else part for part in parts] if not first else []
 
 
-def _metadata(name: str, served: _Served) -> dict[str, Any]:
+def _served(host: ModelHost) -> Served:
+    """Raises NotReady while nothing is."""
+    served = host.served
+    if served is None:
+        raise NotReady("this replica is still loading; send the request again, another one will take it")
+    return served
+
+
+def _versions(host: ModelHost) -> list[str]:
+    """What it was told to serve first, then what else is resident, best first."""
+    first = host.variant.id
+    return [first, *(model.version for model in _served(host).models if model.version != first)]
+
+
+def _metadata(host: ModelHost) -> dict[str, Any]:
+    served = _served(host)
     return {
-        "name": name,
-        "versions": [served.version],
-        "platform": PLATFORMS[served.variant.format],
+        "name": host.model_name,
+        "versions": _versions(host),
+        "platform": PLATFORMS[host.variant.format],
         "inputs": [spec.model_dump(mode="json") for spec in served.inputs],
         "outputs": [spec.model_dump(mode="json") for spec in served.outputs],
     }
 
 
-def _configuration(name: str, served: _Served, config: dict[str, Any]) -> dict[str, Any]:
+def _configuration(host: ModelHost) -> dict[str, Any]:
     """How the model is served, in the form of Triton's model configuration extension: what it has no field for stands
     under `parameters`, as strings."""
+    served, variant, config = _served(host), host.variant, host.config
     runtime = config["runtime"]
     rest = {
-        "variant": served.variant.name,
-        "precision": served.variant.precision,
+        "variant": variant.name,
+        "precision": variant.precision,
         "max_queued_requests": config["max_queued_requests"],
         "default_timeout_s": config["default_timeout_s"],
         **{f"runtime.{field}": value for field, value in runtime.items()},
     }
     return {
-        "name": name,
-        "platform": PLATFORMS[served.variant.format],
+        "name": host.model_name,
+        "platform": PLATFORMS[variant.format],
         "backend": runtime["name"],
-        "version_policy": {"specific": {"versions": [served.version]}},
+        "version_policy": {"specific": {"versions": _versions(host)}},
         "max_batch_size": config["max_batch_size"],
         "input": [_tensor(spec) for spec in served.inputs],
         "output": [_tensor(spec) for spec in served.outputs],
@@ -286,18 +260,21 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 def _get(method: str, value: dict[str, Any], status: int = 200) -> Answer:
     if method not in ("GET", "HEAD"):
         return _not_allowed(method, "GET, HEAD")
-    return status, [_JSON], orjson.dumps(value)
+    body = orjson.dumps(value)
+    return status, [_JSON, (b"content-length", b"%d" % len(body))], body
 
 
 def _not_allowed(method: str, allowed: str) -> Answer:
     body = orjson.dumps({"error": f"{method[:20]} is not allowed here; use {allowed}"})
-    return 405, [_JSON, (b"allow", allowed.encode())], body
+    return 405, [_JSON, (b"allow", allowed.encode()), (b"content-length", b"%d" % len(body))], body
 
 
-def _error(error: SluiceError) -> Answer:
-    headers = [_JSON]
-    retry_after_s = getattr(error, "retry_after_s", None)
-    if retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % max(1, math.ceil(retry_after_s))))
-    text = str(error).encode(errors="replace").decode()  # an executor may say what is no text
-    return error.http_status, headers, orjson.dumps({"error": text})
+def _says_json(headers: dict[bytes, bytes]) -> bool:
+    kind = headers.get(b"content-type", b"")
+    return kind != b"application/octet-stream" and not kind.startswith(b"image/")
+
+
+def _split(status: int, lines: bytes, body: bytes) -> Answer:
+    """Header lines as ASGI has them."""
+    headers = [line.split(b": ", 1) for line in lines.split(b"\r\n")[:-1]]
+    return status, [(name, value) for name, value in headers], body

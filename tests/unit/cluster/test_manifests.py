@@ -18,7 +18,14 @@ from cluster import manifests
 from cluster.control.serve_config import serve_config
 from cluster.control.serve_env import throughput_environment
 from cluster.errors import ConfigError
-from cluster.manifests import KubernetesSettings, read_plan, render_ray_service, to_yaml, worker_group
+from cluster.manifests import (
+    KubernetesSettings,
+    read_plan,
+    render_direct_service,
+    render_ray_service,
+    to_yaml,
+    worker_group,
+)
 from cluster.plans import Plan
 from cluster.runtimes.base import RuntimeConfig
 
@@ -68,6 +75,32 @@ def test_a_port_of_ones_own_reaches_serve_the_pods_and_the_readiness_probe() -> 
     for pod in pods(manifest):
         assert {"name": "serve", "containerPort": 9000} in pod["containers"][0]["ports"]
     assert "localhost:9000/-/healthz" in pods(manifest)[1]["containers"][0]["readinessProbe"]["exec"]["command"][-1]
+
+
+def test_a_plan_with_a_port_of_the_replicas_own_has_a_service_before_it() -> None:
+    assert render_direct_service(make_plan()) is None
+    plan = make_plan().model_copy(update={"direct_port": 8010})
+    service, manifest = render_direct_service(plan, KubernetesSettings(name="shop")), render_ray_service(
+        plan, KubernetesSettings(name="shop")
+    )
+    assert service is not None
+    assert service["metadata"]["name"] == "shop-direct"
+    [port] = service["spec"]["ports"]
+    assert (port["port"], port["targetPort"]) == (8010, 8010)
+    [group] = cluster_of(manifest)["workerGroupSpecs"]
+    selected = dict(service["spec"]["selector"])
+    assert selected.pop("ray.io/serve") == "true", "KubeRay's label of a pod whose proxy is well"
+    assert selected.items() <= group["template"]["metadata"]["labels"].items()
+    head, worker = pods(manifest)
+    assert {"name": "direct", "containerPort": 8010} in worker["containers"][0]["ports"]
+    assert {"name": "direct", "containerPort": 8010} not in head["containers"][0]["ports"]
+    assert yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"][0]["args"]["direct_port"] == 8010
+
+
+@pytest.mark.parametrize("port", [8000, 8080, 8265])
+def test_a_port_that_the_pods_use_otherwise_is_refused(port: int) -> None:
+    with pytest.raises(ConfigError, match=f"direct_port={port} is "):
+        render_direct_service(make_plan().model_copy(update={"direct_port": port}))
 
 
 def test_head_and_workers_start_with_one_environment_and_one_image() -> None:

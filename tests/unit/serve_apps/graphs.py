@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cluster.artifacts import ArtifactStore
-from cluster.variants import TensorSpec, Variant
+from cluster.variants import Accuracy, SequenceSpec, TensorSpec, Variant
 
 
 def _model(nodes: list[onnx.NodeProto], width: int, **constants: np.ndarray) -> bytes:  # type: ignore[type-arg]
@@ -20,24 +20,57 @@ def _model(nodes: list[onnx.NodeProto], width: int, **constants: np.ndarray) -> 
     return bytes(made.SerializeToString())
 
 
-def _stored(store: ArtifactStore, name: str, graph: bytes, width: int) -> Variant:
+def _stored(store: ArtifactStore, name: str, graph: bytes, width: int, accuracy: Accuracy | None = None) -> Variant:
     spec = TensorSpec(name="x", datatype="FP32", shape=(-1, width))
     variant = Variant(
-        name=name, family="linear", format="onnx", inputs=(spec,), outputs=(spec.model_copy(update={"name": "y"}),)
-    )
+        name=name, family="linear", format="onnx", inputs=(spec,), outputs=(spec.model_copy(update={"name": "y"}),),
+        accuracies=() if accuracy is None else (accuracy,),
+    )  # fmt: skip
     stored = store.put(variant, {"model.onnx": graph})
     store.set_ref(name, stored.id)
     return stored
 
 
-def linear(store: ArtifactStore, *, scale: float = 1.0, width: int = 4) -> Variant:
-    """y = scale x, rows of `width`; called linear/SCALE."""
+def linear(
+    store: ArtifactStore, *, scale: float = 1.0, width: int = 4, quality: float | None = None, metric: str = "accuracy"
+) -> Variant:
+    """y = scale x, rows of `width`; called linear/SCALE. `quality` is its measured `metric`."""
     weights = scale * np.eye(width, dtype=np.float32)
     graph = _model([helper.make_node("MatMul", ["x", "w"], ["y"])], width, w=weights)
-    return _stored(store, f"linear/{scale:g}x{width}", graph, width)
+    accuracy = None
+    if quality is not None:
+        accuracy = Accuracy(
+            metric=metric, higher_is_better=metric == "accuracy", value=quality, total=100,
+            interval=(quality, quality), dataset="d", runtime="onnxruntime",
+        )  # fmt: skip
+    return _stored(store, f"linear/{scale:g}x{width}", graph, width, accuracy)
 
 
 def stuck(store: ArtifactStore) -> Variant:
     """Loads, and fails on every batch of other than five rows."""
     graph = _model([helper.make_node("Reshape", ["x", "five"], ["y"])], 4, five=np.array([5, 4], np.int64))
     return _stored(store, "stuck/five", graph, 4)
+
+
+def sums(store: ArtifactStore, *, longest: int = 8) -> Variant:
+    """The sum over each series (L, 2) of up to `longest` rows, those of NaN left out; called sums/LONGEST."""
+    nodes = [
+        helper.make_node("IsNaN", ["x"], ["missing"]), helper.make_node("Where", ["missing", "zero", "x"], ["there"]),
+        helper.make_node("ReduceSum", ["there", "axes"], ["y"], keepdims=0),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "rows", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch"])],
+        [numpy_helper.from_array(np.zeros((), np.float32), "zero"),
+         numpy_helper.from_array(np.array([1, 2], np.int64), "axes")],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    variant = Variant(
+        name=f"sums/{longest}", family="lstm", format="onnx",
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, -1, 2)),),
+        outputs=(TensorSpec(name="y", datatype="FP32", shape=(-1,)),),
+        sequence=SequenceSpec(multiple_of=2, shortest=2, longest=longest),
+    )  # fmt: skip
+    stored = store.put(variant, {"model.onnx": made.SerializeToString()})
+    store.set_ref(variant.name, stored.id)
+    return stored

@@ -23,10 +23,12 @@ from cluster.runtimes import RuntimeConfig, runtimes_for
 from cluster.variants import Variant
 from serve_apps.batcher import MAX_BATCH_SIZE
 from serve_apps.deployment import ModelHost
+from serve_apps.executor import Answer as Answered
+from serve_apps.executor import Request
 from serve_apps.oip.codec import decode_response, encode_request
 from serve_apps.oip.routes import OipApp
 from tests.unit.serve_apps.gated_model import run, until
-from tests.unit.serve_apps.graphs import linear, stuck
+from tests.unit.serve_apps.graphs import linear, stuck, sums
 from tests.unit.serve_apps.oip.served import Answer, ask
 
 # Serve awaits a deployment's `async __del__`; Python, which collects a host at the end of its test, does not.
@@ -49,9 +51,13 @@ def host(store: ArtifactStore, one: Variant) -> ModelHost:
     return ModelHost("m", str(store.root), one.id, {"name": "onnxruntime"})
 
 
+def submit(host: ModelHost, **wishes: Any) -> asyncio.Future[Answered]:
+    return host._running().submit({"x": ROW}, **wishes)
+
+
 async def scale_of(host: ModelHost) -> float:
     """By what the model that answers now multiplies."""
-    answer = (await host.submit({"x": ROW}, timeout_s=None, priority=0)).outputs
+    answer = (await submit(host)).outputs
     factor: float = float(answer["y"][0, 1])
     np.testing.assert_allclose(answer["y"], factor * ROW)
     return factor
@@ -97,7 +103,7 @@ def test_the_runtime_is_switched_and_told(host: ModelHost, name: str) -> None:
         runtime = {"name": name, "streams": 2}
         await host.reconfigure({"runtime": runtime, "max_batch_size": 8})
         assert host.config["runtime"] == RuntimeConfig.model_validate(runtime).model_dump()
-        assert host._serving.runtime.name == name
+        assert host._told.runtimes[0].name == name
         assert await scale_of(host) == 1.0
         await host.__del__()
 
@@ -107,14 +113,14 @@ def test_the_runtime_is_switched_and_told(host: ModelHost, name: str) -> None:
 def test_a_larger_batch_is_warm_before_it_is_served_and_a_smaller_one_needs_nothing(host: ModelHost) -> None:
     async def test() -> None:
         await host.reconfigure({"max_batch_size": 4})
-        first = host._serving
+        first = host._told
         assert first.warm_to == 4
         for config in ({}, {"max_queued_requests": 3}, {"max_batch_size": 2}, {"max_batch_size": 4}):
             await host.reconfigure(config)
-            assert host._serving is first, f"{config} changes nothing that was loaded"
+            assert host._told is first, f"{config} changes nothing that was loaded"
         await host.reconfigure({"max_batch_size": 40})
-        assert host._serving.warm_to == 40
-        assert host._serving.runtime is not first.runtime, "the executor may be inside the first"
+        assert host._told.warm_to == 40
+        assert host._told.runtimes[0] is not first.runtimes[0], "the executor may be inside the first"
         assert host.config["max_batch_size"] == 40
         await host.__del__()
 
@@ -144,13 +150,13 @@ def test_a_wrong_config_names_the_field_and_changes_nothing(
 
     async def test() -> None:
         await host.reconfigure({"max_batch_size": 4, "default_timeout_s": 5.0})
-        before, runtime = host.config, host._serving.runtime
+        before, runtime = host.config, host._told.runtimes[0]
         more = {"max_queued_requests": 3, "default_timeout_s": 9.0} | config if isinstance(config, dict) else config
         with pytest.raises(ConfigError) as caught:
             await host.reconfigure(more)  # type: ignore[arg-type]
         assert complaint in str(caught.value)
         assert "errors.pydantic.dev" not in str(caught.value)
-        assert (host.config, host.variant, host._serving.runtime) == (before, one, runtime)
+        assert (host.config, host.variant, host._told.runtimes[0]) == (before, one, runtime)
         assert await scale_of(host) == 1.0
         await host.__del__()
 
@@ -196,7 +202,7 @@ def test_the_old_model_is_forgotten_with_its_last_request(host: ModelHost, store
     async def test() -> None:
         await host.reconfigure({})
         await scale_of(host)
-        old = weakref.ref(host._serving.runtime)
+        old = weakref.ref(host._told.runtimes[0])
         await host.reconfigure({"variant": two.id})
         await until(lambda: gc.collect() >= 0 and old() is None)
         assert await scale_of(host) == 2.0
@@ -210,7 +216,7 @@ def test_what_waits_for_the_old_model_is_answered_by_it(host: ModelHost, store: 
 
     async def test() -> None:
         await host.reconfigure({"max_batch_size": 1})
-        waiting = [host.submit({"x": ROW}, timeout_s=None, priority=0) for _ in range(200)]
+        waiting = [submit(host) for _ in range(200)]
         switch = asyncio.create_task(host.reconfigure({"variant": two.id, "max_batch_size": 1}))
         for future in waiting:
             np.testing.assert_array_equal((await future).outputs["y"], ROW)
@@ -224,16 +230,17 @@ def test_what_waits_for_the_old_model_is_answered_by_it(host: ModelHost, store: 
 def test_the_default_timeout_is_that_of_requests_that_name_none(host: ModelHost) -> None:
     async def test() -> None:
         await host.reconfigure({"default_timeout_s": 30.0})
-        named = host.submit({"x": ROW}, timeout_s=10.0, priority=0)
-        unnamed = host.submit({"x": ROW}, timeout_s=None, priority=0)
-        await asyncio.gather(named, unnamed)
-        seen: list[float | None] = []
-        true_submit = host._running().submit
-        host._running().submit = lambda x, *, timeout_s, priority: (  # type: ignore[method-assign]
-            seen.append(timeout_s), true_submit(x, timeout_s=timeout_s, priority=priority)
-        )[1]  # fmt: skip
-        for timeout_s in (10.0, None):
-            await host.submit({"x": ROW}, timeout_s=timeout_s, priority=0)
+        app, seen = OipApp(lambda: host), list[float | None]()
+        true_put = host.put
+
+        def put(request: Request) -> None:
+            seen.append(request.timeout_s)
+            true_put(request)
+
+        host.put = put  # type: ignore[method-assign]
+        for parameters in ({"timeout": 10_000_000}, {}):
+            body, headers = encode_request({"x": ROW}, binary=True, parameters=parameters)
+            assert (await ask(app, "POST", "/v2/models/m/infer", body, headers)).status == 200
         assert seen == [10.0, 30.0]
         await host.__del__()
 
@@ -244,12 +251,12 @@ def test_it_is_ready_once_it_is_loaded_until_it_drains(host: ModelHost) -> None:
     async def test() -> None:
         assert not host.is_ready()
         with pytest.raises(NotReady, match="still loading"):
-            host.submit({"x": ROW}, timeout_s=None, priority=0)
+            submit(host)
         await host.check_health()  # as Serve does at the end of the start, with or without a user_config
         assert host.is_ready()
-        futures = [host.submit({"x": ROW}, timeout_s=None, priority=0) for _ in range(20)]
+        futures = [submit(host) for _ in range(20)]
         batcher = host._running()
-        assert host.record_autoscaling_stats() == {"queued": float(batcher.queued)}
+        assert host.record_autoscaling_stats()["queued"] == float(batcher.queued)
         await host.__del__()
         assert not host.is_ready()
         assert all(future.done() and not future.exception() for future in futures), "what had come was answered"
@@ -339,6 +346,130 @@ def test_a_request_for_a_version_that_goes_while_its_body_comes_is_not_answered_
         await app(scope, receive, send)
         assert sent[0]["status"] == 404
         assert f"served: {two.id}".encode() in sent[1]["body"]
+        await host.__del__()
+
+    run(test())
+
+
+async def asked(host: ModelHost, **parameters: Any) -> tuple[int, str, float]:
+    """(status, version, what it multiplies by) of one request over the routes."""
+    body, headers = encode_request({"x": ROW}, binary=False, parameters=parameters)
+    answer = await ask(OipApp(lambda: host), "POST", "/v2/models/m/infer", body, headers)
+    if answer.status != 200:
+        return answer.status, answer.error, 0.0
+    said = answer.json()
+    assert answer.headers["sluice-version"] == said["model_version"]
+    assert answer.headers["sluice-variant"] == said["parameters"]["variant"]
+    return 200, said["model_version"], float(decode_response(answer.body, answer.headers)["y"][0, 1])
+
+
+@pytest.mark.parametrize(
+    ("metric", "good", "worse", "between"), [("accuracy", 0.9, 0.8, 0.85), ("mse", 0.1, 0.2, 0.15)]
+)
+def test_of_the_resident_variants_a_request_gets_one_that_is_exact_enough_for_it(
+    store: ArtifactStore, metric: str, good: float, worse: float, between: float
+) -> None:
+    fast = linear(store, scale=2.0, quality=worse, metric=metric)
+    best = linear(store, scale=4.0, quality=good, metric=metric)
+
+    async def test() -> None:
+        host = ModelHost("m", str(store.root), fast.id, {"name": "onnxruntime"}, [best.name])
+        await host.reconfigure({})
+        assert host.variant == fast
+        assert [model.version for model in host._running().models] == [best.id, fast.id]
+        metadata = await ask(OipApp(lambda: host), "GET", "/v2/models/m")
+        assert metadata.json()["versions"] == [fast.id, best.id], "what it was told to serve comes first"
+        assert await asked(host) == await asked(host, accuracy="best") == (200, best.id, 4.0)
+        assert await asked(host, accuracy=between) == (200, best.id, 4.0)
+        for version, scale in ((fast.id, 2.0), (best.id, 4.0)):
+            body, headers = encode_request({"x": ROW}, binary=False)
+            answer = await ask(OipApp(lambda: host), "POST", f"/v2/models/m/versions/{version}/infer", body, headers)
+            assert decode_response(answer.body, answer.headers)["y"][0, 1] == scale
+        beyond = 0.95 if metric == "accuracy" else 0.05
+        status, error, _ = await asked(host, accuracy=beyond)
+        assert status == 400, error
+        await host.reconfigure({"also": []})
+        assert await asked(host) == (200, fast.id, 2.0)
+        status, error, _ = await asked(host, accuracy=between)
+        assert status == 400, error
+        await host.__del__()
+
+    run(test())
+
+
+def test_resident_variants_that_nobody_can_rank_are_refused(store: ArtifactStore, one: Variant) -> None:
+    known, other = linear(store, scale=2.0, quality=0.9), linear(store, scale=3.0, quality=0.1, metric="mse")
+
+    async def test() -> None:
+        host = ModelHost("m", str(store.root), known.id, {"name": "onnxruntime"})
+        await host.reconfigure({})
+        for also, complaint in ((one, "no measured accuracy"), (other, "they must share one metric")):
+            with pytest.raises(ConfigError, match=complaint):
+                await host.reconfigure({"also": [also.id]})
+            assert await asked(host) == (200, known.id, 2.0)
+        await host.__del__()
+
+    run(test())
+
+
+def test_equal_inputs_are_computed_once_while_the_cache_is_on(store: ArtifactStore, host: ModelHost) -> None:
+    two = linear(store, scale=2.0)
+
+    async def test() -> None:
+        await host.reconfigure({"cache_mib": 1})
+        executed = host._running().counters
+        for _ in range(5):
+            assert (await asked(host))[2] == 1.0
+        assert executed.answered == 1
+        assert await asyncio.gather(*(asked(host, timeout=5_000_000) for _ in range(5))) == [await asked(host)] * 5
+        await host.reconfigure({"variant": two.id, "cache_mib": 1})
+        assert (await asked(host))[2] == 2.0, "another model's answers are not given"
+        await host.reconfigure({"variant": two.id, "cache_mib": None})
+        before = executed.answered
+        for _ in range(5):
+            await asked(host)
+        assert executed.answered == before + 5
+        await host.__del__()
+
+    run(test())
+
+
+def test_several_executors_have_a_runtime_each(store: ArtifactStore, one: Variant) -> None:
+    async def test() -> None:
+        host = ModelHost("m", str(store.root), one.id, {"name": "onnxruntime"}, executors=3)
+        await host.reconfigure({})
+        assert len(set(host._running().models[0].infer)) == 3
+        for future in [submit(host) for _ in range(100)]:
+            np.testing.assert_array_equal((await future).outputs["y"], ROW)
+        await host.__del__()
+
+    run(test())
+
+
+def test_series_of_any_length_share_batches_of_a_few_shapes_and_each_gets_its_own_answer(store: ArtifactStore) -> None:
+    variant = sums(store)
+
+    async def test() -> None:
+        host = ModelHost("m", str(store.root), variant.id, {"name": "onnxruntime"})
+        await host.reconfigure({})
+        app = OipApp(lambda: host)
+
+        async def total(rows: int, seed: int) -> None:
+            series = np.random.default_rng(seed).integers(0, 9, (1, rows, 2)).astype(np.float32)
+            for _ in range(2):  # the second one is known by its head and its JSON
+                body, headers = encode_request({"x": series}, binary=True)
+                answer = await ask(app, "POST", "/v2/models/m/infer", body, headers)
+                assert decode_response(answer.body, answer.headers)["y"] == series.sum()
+
+        await asyncio.gather(*(total(rows, seed) for seed in range(20) for rows in (2, 4, 6, 8)))
+        for rows, complaint in ((3, "3 rows a series"), (10, "10 rows a series")):
+            body, headers = encode_request({"x": np.zeros((1, rows, 2), np.float32)}, binary=True)
+            answer = await ask(app, "POST", "/v2/models/m/infer", body, headers)
+            assert (answer.status, complaint in answer.error) == (400, True)
+        gap = np.array([[[1, 1], [np.nan, 1], [1, 1], [1, 1]]], np.float32)
+        body, headers = encode_request({"x": gap}, binary=True)
+        answer = await ask(app, "POST", "/v2/models/m/infer", body, headers)
+        assert (answer.status, "row 1 has a NaN" in answer.error) == (400, True)
         await host.__del__()
 
     run(test())

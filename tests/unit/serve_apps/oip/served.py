@@ -11,12 +11,12 @@ import httpx
 import numpy as np
 import orjson
 import uvicorn
-from numpy.typing import NDArray
 
 from cluster.variants import TensorSpec, Variant
 from serve_apps.batcher import Batcher
-from serve_apps.executor import Answer as Produced
-from serve_apps.executor import Arrays, Model, Outputs
+from serve_apps.decoder import Decoder
+from serve_apps.executor import Arrays, Model, Outputs, Request
+from serve_apps.oip.exchange import Served
 from serve_apps.oip.routes import OipApp
 
 
@@ -45,11 +45,25 @@ def infer(inputs: Arrays) -> Outputs:
 class Host:
     """A ModelHost without Serve around it."""
 
+    default_timeout_s: float | None = None
+    decoder: Decoder | None = None
+
     def __init__(self, model: Any = infer, *, model_name: str = "adder", **options: Any) -> None:
         self.model_name = model_name
-        self.variant = variant()
         self.ready = True
-        self.batcher = Batcher([Model("sum/1", "1", 0.9, (model,))], **options)
+        self.batcher = Batcher(self._models(variant(), model), **options)
+        self.serve(variant(), model)
+
+    def _models(self, served: Variant, model: Any) -> tuple[Model, ...]:
+        return (Model(served.name, served.id, 0.9, (model,)),)
+
+    def serve(self, served: Variant, model: Any = infer) -> None:
+        """From now on."""
+        self.variant = served
+        self.batcher.reconfigure(models=self._models(served, model))
+        self.served: Served | None = Served(
+            self.model_name, self.batcher.models, served.inputs, served.outputs
+        )
 
     @property
     def config(self) -> dict[str, Any]:
@@ -63,10 +77,11 @@ class Host:
     def is_ready(self) -> bool:
         return self.ready
 
-    def submit(
-        self, inputs: dict[str, NDArray[np.generic]], *, timeout_s: float | None, priority: int
-    ) -> asyncio.Future[Produced]:
-        return self.batcher.submit(inputs, timeout_s=timeout_s, priority=priority)
+    def put(self, request: Request) -> None:
+        self.batcher.put(request)
+
+    def cancel(self, request: Request) -> None:
+        self.batcher.cancel(request)
 
 
 class Answer:

@@ -53,7 +53,7 @@ def same(one: NDArray[np.generic], two: NDArray[np.generic]) -> bool:
 
 
 def request_for(**wanted: bool) -> InferRequest:
-    return InferRequest(None, {}, wanted, None, 0, {})
+    return InferRequest(None, {}, wanted)
 
 
 def answer_of(results: dict[str, Any], **wanted: bool) -> tuple[bytes, dict[str, str]]:
@@ -94,7 +94,7 @@ def test_nested_json_data_is_read_row_by_row(tensor: NDArray[np.generic]) -> Non
 
 @given(st.dictionaries(st.text(max_size=8), st.tuples(tensors(AS_JSON, finite=True), st.booleans()), min_size=1))
 def test_responses_come_back_bit_by_bit(outputs: dict[str, tuple[NDArray[np.generic], bool]]) -> None:
-    request = InferRequest("id", {}, {name: binary for name, (_, binary) in outputs.items()}, None, 0, {})
+    request = InferRequest("id", {}, {name: binary for name, (_, binary) in outputs.items()})
     body, length = encode_response("m", "7", request, {name: tensor for name, (tensor, _) in outputs.items()})
     head = orjson.loads(body[:length])
     assert (head["model_name"], head["model_version"], head["id"]) == ("m", "7", "id")
@@ -136,13 +136,12 @@ def test_parameters_and_wishes() -> None:
         inputs, binary=True, id="r1", parameters={"timeout": 2_500_000, "priority": "3", "mine": 1}, binary_output=True
     )
     request = decode(body, headers, OUTPUTS)
-    assert (request.id, request.timeout_s, request.priority) == ("r1", 2.5, 3)
-    assert request.parameters["mine"] == 1
+    assert (request.id, request.wishes.timeout_s, request.wishes.priority) == ("r1", 2.5, 3)
     assert request.binary_outputs == {"logits": True, "label": True}
     plain = decode(*encode_request(inputs, binary=False), OUTPUTS)
     assert plain.id is None
-    assert plain.timeout_s is None
-    assert plain.priority == 0
+    assert plain.wishes.timeout_s is None
+    assert plain.wishes.priority == 0
     assert plain.binary_outputs == {"logits": False, "label": False}
 
 

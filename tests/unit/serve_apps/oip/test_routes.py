@@ -80,7 +80,7 @@ def test_model_paths(versioned: bool) -> None:
         assert (await ask(app, "GET", model + "/ready")).json() == {"name": "adder", "ready": True}
         answer = (await ask(app, "POST", model + "/infer", BODY)).json()
         assert answer == {
-            "model_name": "adder", "model_version": version, "id": "r1",
+            "model_name": "adder", "model_version": version, "id": "r1", "parameters": {"variant": "sum/1"},
             "outputs": [
                 {"name": "total", "datatype": "INT64", "shape": [1], "data": [6]},
                 {"name": "twice", "datatype": "FP32", "shape": [1, 3], "data": [2.0, 4.0, 6.0]},
@@ -117,7 +117,7 @@ def test_config_tells_how_the_model_is_served_in_triton_s_words(versioned: bool)
                 "runtime.streams": {"string_value": "2"},
             },
         }  # fmt: skip
-        host.variant = variant("sum/2", precision="int8", family="other")
+        host.serve(variant("sum/2", precision="int8", family="other"))
         now = (await ask(routed(host), "GET", "/v2/models/adder/config")).json()
         assert now["parameters"]["precision"]["string_value"] == "int8"
         assert now["version_policy"]["specific"]["versions"] == [host.variant.id] != [version]
@@ -130,7 +130,7 @@ def test_text_is_a_string_in_triton_s_words() -> None:
     async def test() -> None:
         host = Host()
         spec = TensorSpec(name="x", datatype="BYTES", shape=(-1, 1))
-        host.variant = variant(inputs=(spec,))
+        host.serve(variant(inputs=(spec,)))
         (entry,) = (await ask(routed(host), "GET", "/v2/models/adder/config")).json()["input"]
         assert entry == {"name": "x", "data_type": "TYPE_STRING", "dims": [1]}
         host.batcher.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import zlib
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,7 @@ import orjson
 import pytest
 
 from cluster.variants import TensorSpec
-from serve_apps.executor import Model
-from serve_apps.oip import routes
+from serve_apps.oip import exchange
 from serve_apps.oip.codec import HEADER_LENGTH, MAX_JSON_BYTES, decode_response, encode_request
 from serve_apps.oip.routes import OipApp
 from tests.unit.serve_apps.gated_model import GatedModel, run, until
@@ -67,7 +68,7 @@ def test_a_request_that_the_model_cannot_take(inputs: Any, status: int, complain
 def test_inputs_of_different_rows_are_refused() -> None:
     async def test() -> None:
         host = Host()
-        host.variant = variant(inputs=tuple(TensorSpec(name=n, datatype="UINT8", shape=(-1,)) for n in "ab"))
+        host.serve(variant(inputs=tuple(TensorSpec(name=n, datatype="UINT8", shape=(-1,)) for n in "ab")))
         body, headers = encode_request({"a": np.zeros(2, np.uint8), "b": np.zeros(3, np.uint8)}, binary=True)
         answer = await ask(routed(host), "POST", INFER, body, headers)
         assert answer.status == 400
@@ -82,13 +83,13 @@ def test_an_unexpected_error_is_a_500_that_tells_nothing_and_a_log_that_tells_al
 ) -> None:
     async def test() -> None:
         host = Host()
-        host.submit = lambda *_, **__: 1 / 0  # type: ignore[method-assign]
+        host.put = lambda request: 1 / 0  # type: ignore[assignment, method-assign, return-value]
         answer = await ask(routed(host), "POST", INFER, BODY)
         assert answer.status == 500
         assert "internal error" in answer.error
         host.batcher.close()
 
-    routes._log.propagate = True  # Serve, once imported, turns it off
+    exchange._log.propagate = True  # Serve, once imported, turns it off
     run(test())
     assert "ZeroDivisionError" in caplog.text
 
@@ -169,13 +170,34 @@ def test_a_body_cut_short_is_not_answered(first: list[Any]) -> None:
     run(test())
 
 
-def test_a_compressed_body_is_refused() -> None:
+def test_a_compressed_body_is_unpacked_within_the_bounds_of_a_plain_one() -> None:
     async def test() -> None:
         host = Host()
-        answer = await ask(routed(host), "POST", INFER, BODY, {"content-encoding": "gzip"})
-        assert answer.status == 400
-        assert "'gzip' is not known" in answer.error
-        assert (await ask(routed(host), "POST", INFER, BODY, {"content-encoding": "identity"})).status == 200
+        app = OipApp(lambda: host, max_body_bytes=3000)
+        plain = await ask(app, "POST", INFER, BODY)
+        for encoding, packed in (("identity", BODY), ("gzip", gzip.compress(BODY)), ("deflate", zlib.compress(BODY))):
+            assert (await ask(app, "POST", INFER, packed, {"content-encoding": encoding})).body == plain.body
+        unknown = await ask(app, "POST", INFER, BODY, {"content-encoding": "br"})
+        assert (unknown.status, "br" in unknown.error) == (400, True)
+        bomb = await ask(app, "POST", INFER, gzip.compress(b" " * 3000 + BODY), {"content-encoding": "gzip"})
+        assert bomb.status == 413
+        host.batcher.close()
+
+    run(test())
+
+
+def test_an_answer_is_packed_for_who_asks_if_it_is_worth_it() -> None:
+    async def test() -> None:
+        host = Host()
+        app, asked = OipApp(lambda: host), {"accept-encoding": "gzip"}
+        small = await ask(app, "POST", INFER, BODY, asked)
+        assert ("content-encoding" in small.headers, small.headers["vary"]) == (False, "accept-encoding")
+        body, headers = encode_request({"x": np.ones((400, 3), np.int32)}, binary=False)
+        plain = await ask(app, "POST", INFER, body, headers)
+        packed = await ask(app, "POST", INFER, body, headers | asked)
+        assert packed.headers["content-encoding"] == "gzip"
+        assert gzip.decompress(packed.body) == plain.body
+        assert len(packed.body) < len(plain.body) / 4
         host.batcher.close()
 
     run(test())
@@ -274,9 +296,9 @@ def test_the_version_in_an_answer_is_of_the_variant_that_made_it() -> None:
 
         slow = [asyncio.ensure_future(ask_slowly(path, sent)) for path, sent in answers.items()]
         await asyncio.sleep(0)
-        stuck.host.variant = variant("sum/2", preprocessing="none")
-        firsts = Model("sum/2", "2", 0.9, (lambda x: {**infer(x), "total": x["x"][:, 0].astype("i8")},))
-        stuck.host.batcher.reconfigure(models=[firsts])
+        stuck.host.serve(
+            variant("sum/2", preprocessing="none"), lambda x: {**infer(x), "total": x["x"][:, 0].astype("i8")}
+        )
         slow_body.set_result({"type": "http.request", "body": BODY})
         await until(lambda: stuck.host.batcher.queued == 2)
         stuck.gate.stay_open()

@@ -1,0 +1,108 @@
+"""Serve's callback -> inferences take the short way on the replica's own port; all else stays Serve's.
+
+Serve calls `install` in the replica before it opens the port that its HAProxy forwards to
+(RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH; cluster/control/serve_env.py sets it). uvicorn then makes a LeanProtocol for
+each connection. Health checks, metadata and whatever is no inference go through uvicorn and Serve as ever, so rolling
+updates, draining, health and scaling are Serve's own; it is told of each inference that goes past it, because it waits
+for those under way before it stops a replica, and scales by their number.
+
+Serve has no public place for that: `_Books` writes into the replica's metrics by their names in Ray 2.60. Where they
+are not there, the port is left as it is and the log says so: every request then takes the long way, and is answered
+alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import uvicorn.config
+from starlette.middleware import Middleware
+
+from serve_apps.front.protocol import LeanProtocol
+
+IMPORT_PATH = "serve_apps.front.serve_hook:install"
+_PROTOCOL = "serve_apps.front.protocol:LeanProtocol"
+_FLUSH_S = 1.0
+_LATENCIES_PER_FLUSH = 500
+"""Serve puts each one into a histogram by itself, at microseconds each: of more, these many are taken, evenly spread.
+Counts are exact."""
+_replica: list[Any] = []
+_log = logging.getLogger("ray.serve")
+
+
+def install() -> list[Middleware]:
+    """What Serve calls: once in each replica, and in each proxy that is not HAProxy, where nothing is to be done."""
+    return [Middleware(_look_behind)]  # a function that returns the application serves too
+
+
+def is_leaving() -> bool:
+    """Has Serve told this replica to stop? (It then waits before it does.) False where nobody can say."""
+    return bool(getattr(_replica[0], "_shutting_down", False)) if _replica else False
+
+
+def _look_behind(app: Any) -> Any:
+    """Find the replica behind the application, and give the application back as it is."""
+    replica = getattr(getattr(app, "_app", None), "__self__", None)
+    if replica is None or not hasattr(replica, "_direct_ingress_asgi"):
+        return app
+    _replica[:] = [replica]
+    try:
+        LeanProtocol.ledger = _Books(replica)
+    except (AttributeError, TypeError, ImportError) as error:
+        _log.warning("this Ray keeps its books otherwise (%s); requests take the long way", error)
+        return app
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = _PROTOCOL
+    return app
+
+
+class _Books:
+    """What Serve is told: how many inferences are under way, at once; how many ended and how long they took, once a
+    second. Raises AttributeError or TypeError where Ray's own records are called otherwise."""
+
+    def __init__(self, replica: Any) -> None:
+        from ray.serve._private.common import RequestMetadata, RequestProtocol
+
+        self._metrics = metrics = replica._metrics_manager
+        self._route: str = replica._route_prefix or "/"
+        self._one = RequestMetadata(
+            request_id="", internal_request_id="", route=self._route, _request_protocol=RequestProtocol.HTTP,
+            _http_method="POST", is_direct_ingress=True,
+        )  # fmt: skip
+        self._begin, self._end = metrics.inc_num_ongoing_requests, metrics.dec_num_ongoing_requests
+        self._app, self._deployment = replica._deployment_id.app_name, replica._deployment_id.name
+        if not metrics._cached_metrics_enabled:
+            raise TypeError("its metrics are not gathered before they are sent")
+        for name in (
+            "_user_code_time_accumulator", "_max_processing_latency_trackers", "_cached_latencies",
+            "_cached_request_counter", "_cached_error_counter",
+        ):  # fmt: skip
+            getattr(metrics, name)
+        self._latencies_ms: list[float] = []
+        self._failed: dict[int, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def began(self) -> None:
+        self._begin(self._one)
+
+    def ended(self, status: int, took_s: float) -> None:
+        self._end(self._one)
+        self._latencies_ms.append(took_s * 1e3)
+        if status >= 400:
+            self._failed[status] = self._failed.get(status, 0) + 1
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_FLUSH_S, self._flush)
+
+    def _flush(self) -> None:
+        self._timer = None
+        metrics, route, latencies, failed = self._metrics, self._route, self._latencies_ms, self._failed
+        self._latencies_ms, self._failed = [], {}
+        metrics._user_code_time_accumulator.add(sum(latencies))
+        metrics._max_processing_latency_trackers[route].add(max(latencies))
+        metrics._cached_latencies[route].extend(latencies[:: 1 + len(latencies) // _LATENCIES_PER_FLUSH])
+        # As Serve counts: what a client did wrong, or the server refused, is an answer; 5xx are errors.
+        errors = {status: count for status, count in failed.items() if status >= 500}
+        metrics._cached_request_counter[route] += len(latencies) - sum(errors.values())
+        for status, count in errors.items():
+            metrics._cached_error_counter[(route, str(status))] += count
