@@ -25,7 +25,9 @@ fresh randomness goes to the batcher directly.
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.errors import ConfigError, InferenceFailed, InvalidRequest, SluiceError
+from cluster.errors import ConfigError, DeadlineExceeded, InferenceFailed, InvalidRequest, SluiceError
 
 Arrays = Mapping[str, NDArray[np.generic]]
 Key = tuple[Any, ...]
@@ -65,12 +67,12 @@ class Request(Protocol):
     """
 
     inputs: Arrays
-    wish: Hashable
-    """What beside the inputs decides the answer: the version or accuracy class wanted, the outputs, the tenant."""
+    timeout_s: float | None
+    """From `put` on; what is left of it, where it is put again."""
     deadline: float
-    """On the batcher's clock; infinite for none."""
+    """On the batcher's clock, infinite for none: set in `put`, by this cache and by the batcher."""
     priority: int
-    """The smaller goes first."""
+    """The smaller goes first; 0, no wish, last."""
     done: Callable[[Any, Any], None]
     """Called with the request and an Answer or a SluiceError, perhaps before `put` returns. Never after `cancel`."""
 
@@ -124,11 +126,14 @@ class _Flight(Generic[R, A]):
 
 
 class ResponseCache(Generic[R, A]):
-    """`answer` makes an Answer of outputs and model: what is kept must not lie in the memory of a whole batch."""
+    """`answer` makes an Answer of outputs and model: what is kept must not lie in the memory of a whole batch. `wish`
+    says what beside the inputs decides a request's answer: the version or accuracy class wanted, its tenant. `clock` is
+    the batcher's."""
 
     def __init__(
         self, batcher: Batcher[R], answer: Callable[[dict[str, NDArray[np.generic]], Any], A], *, max_bytes: int,
-        max_input_bytes: int = MAX_INPUT_BYTES,
+        wish: Callable[[R], Hashable], max_input_bytes: int = MAX_INPUT_BYTES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         if max_bytes < 0:
             raise ConfigError(f"max_bytes={max_bytes} is below 0; 0 keeps no answer and only joins equal requests")
@@ -138,6 +143,8 @@ class ResponseCache(Generic[R, A]):
         self.bytes = 0
         self._batcher = batcher
         self._answer = answer
+        self._wish = wish
+        self._clock = clock
         self._generation = 0
         self._kept: OrderedDict[Key, tuple[A, int]] = OrderedDict()
         self._flights: dict[Key, _Flight[R, A]] = {}  # by key, the one that may be joined
@@ -164,6 +171,7 @@ class ResponseCache(Generic[R, A]):
             self.counters.hits += 1
             request.done(request, kept[0])
             return
+        request.deadline = math.inf if request.timeout_s is None else self._clock() + request.timeout_s
         flight = self._flights.get(key)
         if flight is not None and self._may_join(request, flight):
             self.counters.joined += 1
@@ -216,11 +224,11 @@ class ResponseCache(Generic[R, A]):
             hashed = self._hash.copy()
             hashed.update(np.ascontiguousarray(array))  # type: ignore[arg-type]
             content = hashed.digest()
-        return (request.wish, name, dtype, array.shape, content)
+        return (self._wish(request), name, dtype, array.shape, content)
 
     def _key_of_several(self, request: R) -> Key | None:
         hashed = self._hash.copy()
-        key: list[Hashable] = [request.wish]
+        key: list[Hashable] = [self._wish(request)]
         size = 0
         for name, array in sorted(request.inputs.items()):
             pieces = _pieces(array) if array.dtype.hasobject else [array.tobytes()]
@@ -234,7 +242,7 @@ class ResponseCache(Generic[R, A]):
 
     def _may_join(self, request: R, flight: _Flight[R, A]) -> bool:
         leader = flight.leader
-        return leader is not None and leader.deadline <= request.deadline and leader.priority <= request.priority
+        return leader is not None and leader.deadline <= request.deadline and _level(leader) <= _level(request)
 
     def _join(self, request: R, flight: _Flight[R, A]) -> None:
         if flight.joiners is None:
@@ -278,7 +286,7 @@ class ResponseCache(Generic[R, A]):
             for request in list(joiners):
                 self._tell(request, flight, outcome)
         elif joiners:
-            urgent = sorted(joiners, key=lambda request: (request.priority, request.deadline))
+            urgent = sorted(joiners, key=lambda request: (_level(request), request.deadline))
             self._again.extend((request, flight) for request in urgent)
             self._put_again()
 
@@ -307,10 +315,19 @@ class ResponseCache(Generic[R, A]):
                 elif flight is not None and self._may_join(request, flight):
                     self._join(request, flight)
                 else:
-                    self.counters.led_again += 1
-                    self._lead(request, before.key)
+                    self._lead_again(request, before)
         finally:
             self._putting_again = False
+
+    def _lead_again(self, request: R, before: _Flight[R, A]) -> None:
+        if request.timeout_s is not None:
+            # The batcher counts from now on: only what is left.
+            request.timeout_s = request.deadline - self._clock()
+            if request.timeout_s <= 0:
+                self._tell(request, before, DeadlineExceeded("the timeout ran out before the request was executed"))
+                return
+        self.counters.led_again += 1
+        self._lead(request, before.key)
 
     def _keep(self, key: Key, answer: A, inputs: int) -> None:
         arrays = answer.outputs
@@ -330,6 +347,10 @@ class ResponseCache(Generic[R, A]):
         while self.bytes > self.max_bytes:
             self.counters.evicted += 1
             self.bytes -= self._kept.popitem(last=False)[1][1]
+
+
+def _level(request: Request) -> float:
+    return request.priority or math.inf
 
 
 def _pieces(array: NDArray[np.generic]) -> list[bytes]:

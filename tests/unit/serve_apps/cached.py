@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.errors import DeadlineExceeded, SluiceError
+from serve_apps.cache import ResponseCache
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -23,12 +24,13 @@ class Request:
     """As a front makes it."""
 
     def __init__(
-        self, inputs: Arrays, *, wish: Hashable = None, deadline: float = math.inf, priority: int = 1,
+        self, inputs: Arrays, *, wish: Hashable = None, timeout_s: float = math.inf, priority: int = 1,
         then: Callable[[Request], None] = lambda request: None,
     ) -> None:  # fmt: skip
         self.inputs = inputs
         self.wish = wish
-        self.deadline = deadline
+        self.timeout_s = None if timeout_s == math.inf else timeout_s
+        self.deadline = 0.0
         self.priority = priority
         self.outcomes: list[Answer | SluiceError] = []
         self.done: Callable[[Any, Any], None] = self._done
@@ -57,6 +59,11 @@ def of(number: int, **wishes: Any) -> Request:
     return Request({"x": np.array([[number]], np.int32)}, **wishes)
 
 
+def cache_of(batcher: ManualBatcher, **bounds: int) -> ResponseCache[Request, Answer]:
+    options = {"max_bytes": 1 << 20, **bounds}
+    return ResponseCache(batcher, Answer, wish=lambda request: request.wish, clock=lambda: batcher.now, **options)
+
+
 class ManualBatcher:
     """Model 0 answers 10 times the input and, to tell models apart, adds its own number."""
 
@@ -75,6 +82,7 @@ class ManualBatcher:
     def put(self, request: Request) -> None:
         self.puts += 1
         meets = self.next_ones.pop(0) if self.next_ones else None
+        request.deadline = math.inf if request.timeout_s is None else self.now + request.timeout_s
         if request.deadline <= self.now:
             meets = DeadlineExceeded("too late")
         if isinstance(meets, Exception):

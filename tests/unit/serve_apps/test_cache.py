@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from cluster.errors import ConfigError, DeadlineExceeded, InferenceFailed, NotReady, Overloaded, SluiceError
 from serve_apps.cache import HASH_ABOVE, ResponseCache
-from tests.unit.serve_apps.cached import Answer, ManualBatcher, Request, of
+from tests.unit.serve_apps.cached import Answer, ManualBatcher, Request, cache_of, of
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def batcher() -> ManualBatcher:
 
 @pytest.fixture
 def cache(batcher: ManualBatcher) -> ResponseCache[Request, Answer]:
-    return ResponseCache(batcher, Answer, max_bytes=1 << 20)
+    return cache_of(batcher, max_bytes=1 << 20)
 
 
 Cache = ResponseCache[Request, Answer]
@@ -62,14 +62,16 @@ def test_equal_requests_share_what_is_on_its_way(cache: Cache, batcher: ManualBa
 @pytest.mark.parametrize(
     ("leader", "later", "joins"),
     [
-        ({"deadline": 5.0}, {"deadline": 5.0}, True),
-        ({"deadline": 5.0}, {"deadline": 9.0}, True),
-        ({"deadline": 5.0}, {}, True),
-        ({"deadline": 5.0}, {"deadline": 4.0}, False),
-        ({}, {"deadline": 4.0}, False),
+        ({"timeout_s": 5.0}, {"timeout_s": 5.0}, True),
+        ({"timeout_s": 5.0}, {"timeout_s": 9.0}, True),
+        ({"timeout_s": 5.0}, {}, True),
+        ({"timeout_s": 5.0}, {"timeout_s": 4.0}, False),
+        ({}, {"timeout_s": 4.0}, False),
         ({"priority": 2}, {"priority": 3}, True),
         ({"priority": 2}, {"priority": 1}, False),
-        ({"priority": 1, "deadline": 5.0}, {"priority": 2, "deadline": 4.0}, False),
+        ({"priority": 2}, {"priority": 0}, True),
+        ({"priority": 0}, {"priority": 9}, False),
+        ({"priority": 1, "timeout_s": 5.0}, {"priority": 2, "timeout_s": 4.0}, False),
     ],
 )  # fmt: skip
 def test_only_who_would_be_served_no_sooner_joins(
@@ -78,7 +80,7 @@ def test_only_who_would_be_served_no_sooner_joins(
     first, second = of(1, **leader), of(1, **later)
     put(cache, first, second)
     assert list(batcher.waiting) == [first] if joins else [first, second]
-    third = of(1, priority=9)
+    third = of(1, priority=0)
     put(cache, third)
     assert third not in batcher.waiting, "it joins whoever leads now"
     batcher.answer(first if joins else second)
@@ -86,7 +88,7 @@ def test_only_who_would_be_served_no_sooner_joins(
 
 
 def test_an_older_leader_s_end_leaves_the_newer_one_to_be_joined(cache: Cache, batcher: ManualBatcher) -> None:
-    older, newer, third = of(1, deadline=9.0), of(1, deadline=5.0), of(1)
+    older, newer, third = of(1, timeout_s=9.0), of(1, timeout_s=5.0), of(1)
     put(cache, older, newer)
     batcher.fail(older, Overloaded("full"))
     put(cache, third)
@@ -96,7 +98,7 @@ def test_an_older_leader_s_end_leaves_the_newer_one_to_be_joined(cache: Cache, b
 
 
 def test_a_leader_that_is_late_leaves_its_place_to_the_most_urgent(cache: Cache, batcher: ManualBatcher) -> None:
-    leader, patient, urgent, low = (of(1, deadline=d, priority=p) for d, p in ((1.0, 1), (9.0, 1), (5.0, 1), (3.0, 2)))
+    leader, patient, urgent, low = (of(1, timeout_s=d, priority=p) for d, p in ((1.0, 1), (9.0, 1), (5.0, 1), (3.0, 2)))
     put(cache, leader, patient, urgent, low)
     assert list(batcher.waiting) == [leader]
     batcher.advance(2)
@@ -230,9 +232,9 @@ def test_one_model_s_answers_can_be_forgotten(cache: Cache, batcher: ManualBatch
 
 def test_the_least_recently_asked_goes_first(batcher: ManualBatcher) -> None:
     batcher.at_once = True
-    one: Cache = ResponseCache(batcher, Answer, max_bytes=1 << 20)
+    one: Cache = cache_of(batcher, max_bytes=1 << 20)
     put(one, of(0))
-    cache: Cache = ResponseCache(batcher, Answer, max_bytes=3 * one.bytes)
+    cache: Cache = cache_of(batcher, max_bytes=3 * one.bytes)
     put(cache, of(1), of(2), of(3), of(1), of(4))
     assert (len(cache), cache.bytes, cache.counters.evicted) == (3, 3 * one.bytes, 1)
     before = batcher.puts
@@ -243,18 +245,18 @@ def test_the_least_recently_asked_goes_first(batcher: ManualBatcher) -> None:
 
 
 def test_no_bytes_keep_nothing_and_still_join(batcher: ManualBatcher) -> None:
-    cache: Cache = ResponseCache(batcher, Answer, max_bytes=0)
+    cache: Cache = cache_of(batcher, max_bytes=0)
     first, second = of(1), of(1)
     put(cache, first, second)
     batcher.answer(first)
     put(cache, of(1))
     assert (values(second), batcher.puts, len(cache)) == (10, 2, 0)
     with pytest.raises(ConfigError, match="max_bytes=-1 is below 0"):
-        ResponseCache(batcher, Answer, max_bytes=-1)
+        cache_of(batcher, max_bytes=-1)
 
 
 def test_what_is_too_large_to_hash_goes_straight_to_the_batcher(batcher: ManualBatcher) -> None:
-    cache: Cache = ResponseCache(batcher, Answer, max_bytes=1 << 20, max_input_bytes=3)
+    cache: Cache = cache_of(batcher, max_bytes=1 << 20, max_input_bytes=3)
     first, second, gone = of(1), of(1), of(1)
     put(cache, first, second, gone)
     cache.cancel(gone)
@@ -279,7 +281,7 @@ def test_what_is_kept_is_its_own_memory_and_cannot_be_changed(cache: Cache, batc
 
 def test_the_bytes_that_are_told_are_the_bytes_that_are_taken(batcher: ManualBatcher) -> None:
     batcher.at_once = True
-    cache: Cache = ResponseCache(batcher, Answer, max_bytes=1 << 30)
+    cache: Cache = cache_of(batcher, max_bytes=1 << 30)
     put(cache, of(-1))
     gc.collect()
     tracemalloc.start()
@@ -321,7 +323,7 @@ KINDS = st.sampled_from(["u1", "f4", "i8", "?"])
 @given(KINDS.flatmap(lambda kind: arrays(kind, array_shapes(max_dims=3, max_side=3))))
 def test_how_equal_numbers_lie_in_memory_makes_no_difference(array: np.ndarray) -> None:
     batcher = ManualBatcher()
-    cache: Cache = ResponseCache(batcher, Answer, max_bytes=0)
+    cache: Cache = cache_of(batcher, max_bytes=0)
     spread = np.zeros((*array.shape, 2), array.dtype)
     spread[..., 0] = array
     put(cache, *(Request({"x": each}) for each in (array, np.asfortranarray(array), spread[..., 0])))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cluster.errors import DeadlineExceeded, InferenceFailed, NotReady, Overloaded, SluiceError
-from serve_apps.cache import ARRAY_BYTES, ENTRY_BYTES, ResponseCache
-from tests.unit.serve_apps.cached import Answer, ManualBatcher, Request, of
+from serve_apps.cache import ARRAY_BYTES, ENTRY_BYTES
+from tests.unit.serve_apps.cached import Answer, ManualBatcher, Request, cache_of, of
 
 ENTRY = ENTRY_BYTES + 2 * ARRAY_BYTES + 4 + 8  # with the input and the output
 OWN = (Overloaded, DeadlineExceeded, NotReady)
@@ -23,9 +23,8 @@ class CacheMachine(RuleBasedStateMachine):
     @initialize(entries=st.integers(0, 3), spare=st.integers(0, ENTRY - 1))
     def start(self, entries: int, spare: int) -> None:
         self.batcher = ManualBatcher()
-        self.cache: ResponseCache[Request, Answer] = ResponseCache(
-            self.batcher, Answer, max_bytes=entries * ENTRY + spare
-        )
+        self.cache = cache_of(self.batcher, max_bytes=entries * ENTRY + spare)
+        self.due: dict[Request, float] = {}
         self.sent: list[Request] = []
         self.came: dict[Request, tuple[int, int]] = {}  # the model then, and the content
         self.cancelled: set[Request] = set()
@@ -49,11 +48,12 @@ class CacheMachine(RuleBasedStateMachine):
                 if asks_again:
                     self.send(of(number, wish=wish, priority=3))
 
-            self.send(of(number, wish=wish, priority=priority, deadline=self.batcher.now + timeout, then=then))
+            self.send(of(number, wish=wish, priority=priority, timeout_s=timeout, then=then))
 
     def send(self, request: Request) -> None:
         self.sent.append(request)
         self.came[request] = self.batcher.model, int(request.inputs["x"][0, 0])
+        self.due[request] = self.batcher.now + (math.inf if request.timeout_s is None else request.timeout_s)
         self.cache.put(request)
 
     def leave(self, request: Request) -> None:
@@ -121,7 +121,7 @@ class CacheMachine(RuleBasedStateMachine):
                     assert outcome.model >= model
                     assert outcome.outputs["y"].tolist() == [[10 * number + outcome.model]]
                 elif isinstance(outcome, OWN):
-                    assert request in self.batcher.failed
+                    assert request in self.batcher.failed or self.due[request] <= self.batcher.now
                 else:
                     assert number in self.blamed
 
@@ -129,6 +129,7 @@ class CacheMachine(RuleBasedStateMachine):
     def nobody_waits_beyond_his_deadline(self) -> None:
         for request in self.open():
             assert request.deadline > self.batcher.now
+            assert request.deadline <= self.due[request] + 1e-9, "put again, its time does not begin anew"
 
     @invariant()
     def bytes_are_bounded_and_told(self) -> None:
