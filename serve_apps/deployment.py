@@ -6,8 +6,6 @@ allow (cluster/scheduling.py)."""
 from __future__ import annotations
 
 import asyncio
-import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -224,7 +222,9 @@ class ModelHost:
             # What is on its way through the old one ends there: each request knows who ends it.
             self._cache = None
         elif self._cache is None:
-            self._cache = ResponseCache(self._running(), Answer, max_bytes=int(mib * (1 << 20)))
+            self._cache = ResponseCache(
+                self._running(), Answer, max_bytes=int(mib * (1 << 20)), wish=lambda request: request.wish
+            )
         else:
             self._cache.max_bytes = int(mib * (1 << 20))
 
@@ -240,7 +240,6 @@ class ModelHost:
         self._level = batcher.level
         # The cache compares urgency before the batcher has looked: a class's place is a priority that means the same.
         request.priority = batcher.scheduling.rank(request.priority) + 1
-        request.deadline = math.inf if request.timeout_s is None else time.monotonic() + request.timeout_s
         request.cached = cache
         cache.put(request)
 
