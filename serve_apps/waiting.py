@@ -302,16 +302,16 @@ class Waiting:
     ) -> list[Request]:
         """Whom to take where the first has no time for all; see control/batching.py."""
         candidates, needs, rows = [head], [min(head.rows - head.start, self.limit)], 0
-        for *_, request in heapq.nsmallest(target, (entry for lane in lanes for entry in lane.entries())):
+        for *_, request in heapq.nsmallest(2 * target, (entry for lane in lanes for entry in lane.entries())):
             if request is head:
                 continue
             need = min(request.rows - request.start, self.limit)
-            if needs[0] + rows + need > target:
+            if needs[0] + rows + need > 2 * target:
                 break
             rows += need
             candidates.append(request)
             needs.append(need)
-        skip, take = split(needs, [request.deadline - now for request in candidates], curve)
+        skip, take = split(needs, [request.deadline - now for request in candidates], curve, target)
         for request in candidates[:skip]:
             self.drop(request)
             late.append(request)

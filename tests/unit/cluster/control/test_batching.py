@@ -35,29 +35,18 @@ def test_what_a_rival_used_lately_it_will_go_on_to_use() -> None:
 
 
 def test_nobody_is_given_up_for_a_batch_that_would_gain_nothing() -> None:
-    assert split([1, 1, 1], [0.015, 1.0, 1.0], PER_ROW) == Split(0, 1)
+    assert split([1, 1, 1], [0.015, 1.0, 1.0], PER_ROW, 32) == Split(0, 1)
 
 
 def test_a_request_that_cannot_be_in_time_is_given_up() -> None:
-    assert split([1, 1], [0.005, 1.0], PER_ROW) == Split(1, 0)
+    assert split([1, 1], [0.005, 1.0], PER_ROW, 32) == Split(1, 0)
 
 
 def test_the_first_is_given_up_where_it_would_make_all_others_late() -> None:
     """Alone it is just in time; then it is too late for those behind it."""
-    slacks = [0.0145] + [0.0255] * 6
-    assert split([1] * 7, slacks, AFFINE) == Split(0, 1) or AFFINE.upper(6) > 0.0255
     slow = Curve({1: 0.010, 2: 0.011, 4: 0.012, 8: 0.013})
-    assert split([1] * 6, [0.0135] + [0.018] * 5, slow) == Split(1, 5)
-    assert split([1] * 6, [0.0135] + [0.060] * 5, slow) == Split(0, 1), "there is time for both"
-
-
-def in_time(rows: list[int], slacks: list[float], curve: Curve, decision: Split) -> int:
-    """Of these requests, by the mean, if what is left goes in one batch after it."""
-    taken = range(decision.skip, decision.skip + decision.take)
-    first_s = curve.seconds(sum(rows[i] for i in taken)) if decision.take else 0.0
-    rest = range(decision.skip + decision.take, len(rows))
-    rest_s = first_s + (curve.seconds(sum(rows[i] for i in rest)) if rest else 0.0)
-    return sum(first_s <= slacks[i] for i in taken) + sum(rest_s <= slacks[i] for i in rest)
+    assert split([1] * 6, [0.0135] + [0.018] * 5, slow, 32) == Split(1, 5)
+    assert split([1] * 6, [0.0135] + [0.060] * 5, slow, 32) == Split(0, 1), "there is time for both"
 
 
 @given(
@@ -67,7 +56,7 @@ def in_time(rows: list[int], slacks: list[float], curve: Curve, decision: Split)
 )
 def test_something_is_done_and_what_is_taken_is_in_time(rows: list[int], slacks: list[float], curve: Curve) -> None:
     slacks = sorted(slacks[: len(rows)])
-    skip, take = split(rows, slacks, curve)
+    skip, take = split(rows, slacks, curve, 32)
     assert skip + take >= 1
     assert skip + take <= len(rows)
     if take:
@@ -76,7 +65,7 @@ def test_something_is_done_and_what_is_taken_is_in_time(rows: list[int], slacks:
 
 @given(slacks=st.lists(st.floats(0.011, 0.2), min_size=1, max_size=8))
 def test_where_rows_cost_nothing_all_go_together(slacks: list[float]) -> None:
-    decision = split([1] * len(slacks), sorted(slacks), CONSTANT)
+    decision = split([1] * len(slacks), sorted(slacks), CONSTANT, 32)
     room = list(itertools.takewhile(lambda n: CONSTANT.upper(n) <= min(slacks), range(1, 9)))
     if room:
         assert decision == Split(0, len(slacks))
