@@ -284,6 +284,9 @@ class Batcher:
 
     def _free_in_s(self, queue: ClassQueue, now: float) -> float:
         """Until the first executor of this class is free, by what the curves say."""
+        if len(self._running) == 1:
+            batch = self._running[0]
+            return 0.0 if batch is None or batch.until <= now else batch.until - now
         return min(
             0.0 if batch is None else max(0.0, batch.until - now)
             for thread, batch in enumerate(self._running)

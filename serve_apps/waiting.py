@@ -166,14 +166,14 @@ class Waiting:
 
     def delay_s(self, queue: ClassQueue, deadline: float, own_s: float, now: float, free_in_s: float) -> float:
         """How long such a request would wait until it is executed."""
-        if not self.live:
-            return free_in_s
+        executors = max(1, self.executors - len(self._reserved) + queue.spec.streams)
+        if self.live == queue.live:  # the usual case, and `put` is called for each request
+            return free_in_s + queue.ahead_s(deadline) / executors if self.live else free_in_s
         rivals = [
             Rival(each.portion, each.work_s, each.usage.rate(now))
             for each in self._classes
             if each is not queue and each.live
         ]
-        executors = max(1, self.executors - len(self._reserved) + queue.spec.streams)
         return wait_s(
             queue.ahead_s(deadline), own_s, queue.portion, rivals, executors=executors, free_in_s=free_in_s
         )  # fmt: skip

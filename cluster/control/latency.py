@@ -16,7 +16,8 @@ from collections.abc import Mapping
 _RATE = 0.05
 """Of the error, what a knot that has seen much takes over."""
 _DRAG = 0.3
-"""How far other knots follow, as a part of the move."""
+"""How far other knots that were seen follow, as a part of the move."""
+_SETTLED = 4
 _FAST = 0.3
 """The same, while a change seems to last."""
 _CHANCE = 3
@@ -72,7 +73,7 @@ class Curve:
         """The mean."""
         if not self.known:
             return 0.0
-        return _between(self._times, rows)
+        return self._times[0] if rows == 1 else _between(self._times, rows)
 
     def upper(self, rows: int) -> float:
         """What most batches stay below."""
@@ -137,6 +138,7 @@ class Curve:
         near = {left: 1 - part, right: part} if right != left else {left: 1.0}
         scale = sum(weight * weight for weight in near.values())
         moved = 0.0
+        settled = min(self._counts[knot] for knot in near) >= _SETTLED
         for knot, weight in near.items():
             cut = usual if self._counts[knot] >= 1 else max(usual, _UNSEEN_CUT)
             rate = max(least, 1 / (self._counts[knot] + 1))
@@ -144,9 +146,11 @@ class Curve:
             self._logs[knot] += move
             self._counts[knot] += weight * min(1.0, cut / max(abs(error), _LEAST_S))
             moved += move * weight
+        # What a knot learns at first is the curve's shape; only later it is the machine's speed, which all share.
+        drag = _DRAG if settled else 0.0
         for knot, count in enumerate(self._counts):
             if knot not in near:
-                self._logs[knot] += moved * max(_DRAG, 1 / (1 + count))
+                self._logs[knot] += moved * (drag if count >= 1 else 1.0)
 
     def _fill(self, points: list[tuple[int, float]]) -> None:
         """Knots through these points; beyond them half as steep as rows alone, or as steep as the last two are."""
@@ -156,7 +160,7 @@ class Curve:
         if len(points) > 1:
             before, before_s = points[-2]
             slope = max(0.0, (last_s - before_s) / (last - before))
-        for k in range(max(last, self._limit, 1).bit_length() + 1):
+        for k in range((max(last, self._limit) - 1).bit_length() + 1):
             n = 1 << k
             if n <= first:
                 time = first_s * math.sqrt(n / first)
@@ -178,7 +182,7 @@ class Curve:
     def _read_back(self) -> None:
         blocks: list[tuple[float, float, int]] = []  # mean, weight, knots
         for value, count in zip(self._logs, self._counts, strict=True):
-            mean, weight, knots = value, count + 0.5, 1
+            mean, weight, knots = value, count + 0.01, 1
             while blocks and blocks[-1][0] > mean:
                 other, other_weight, other_knots = blocks.pop()
                 mean = (mean * weight + other * other_weight) / (weight + other_weight)
