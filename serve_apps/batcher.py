@@ -296,9 +296,9 @@ class Batcher:
     def _start(self, thread: int) -> None:
         """Give this idle executor its next batch, if there is one."""
         now = self._clock()
+        batch, late = self._waiting.form(thread, now, self._level.level)
         if len(self.models) > 1:
             self._observe_pressure(now)
-        batch, late = self._waiting.form(thread, now, self._level.level)
         if batch is not None:
             self._idle_threads.remove(thread)
             self._running[thread] = batch
@@ -320,6 +320,7 @@ class Batcher:
         self._finish(request, error)
 
     def _observe_pressure(self, now: float) -> None:
+        """By what had to be left behind: one batch that takes long is no pressure."""
         waiting, level, threads = self._waiting, self._level.level, self._waiting.executors
         pressure = Pressure(
             waiting.total_s(level) / threads, waiting.busy_above(self.models, level, now) / threads

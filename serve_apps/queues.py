@@ -171,22 +171,22 @@ class ClassQueue:
 class Meter:
     """Amounts as they come -> amount per second, over about the last second."""
 
-    __slots__ = ("_at", "_sum")
+    __slots__ = ("_at", "total")
     _SPAN_S = 1.0
 
     def __init__(self) -> None:
-        self._sum = 0.0
+        self.total = 0.0
         self._at = -math.inf
 
     def add(self, amount: float, now: float) -> None:
-        self._sum = self.rate(now) * self._SPAN_S + amount
+        self.total = self.rate(now) * self._SPAN_S + amount
         self._at = now
 
     def rate(self, now: float) -> float:
         """Per second."""
-        if not self._sum:
+        if not self.total:
             return 0.0
-        return self._sum / self._SPAN_S * math.exp((self._at - now) / self._SPAN_S)
+        return self.total / self._SPAN_S * math.exp((self._at - now) / self._SPAN_S)
 
 
 def first(lanes: Iterable[Lane]) -> Entry | None:

@@ -19,6 +19,8 @@ from serve_apps.queues import FASTEST, ClassQueue, Entry, Lane, Meter, first
 
 _MAX_CURVES = 512
 """Shapes are the clients' to choose."""
+_NOTICED_S = 0.01
+"""A class that used the executors for less than this lately does not count for others when it has nothing to do."""
 _PROBE_EVERY = 128
 """Of batches that could have been larger, one is: what was once measured badly is never tried again otherwise."""
 
@@ -167,13 +169,13 @@ class Waiting:
     def delay_s(self, queue: ClassQueue, deadline: float, own_s: float, now: float, free_in_s: float) -> float:
         """How long such a request would wait until it is executed."""
         executors = max(1, self.executors - len(self._reserved) + queue.spec.streams)
-        if self.live == queue.live:  # the usual case, and `put` is called for each request
-            return free_in_s + queue.ahead_s(deadline) / executors if self.live else free_in_s
         rivals = [
             Rival(each.portion, each.work_s, each.usage.rate(now))
             for each in self._classes
-            if each is not queue and each.live
+            if each is not queue and (each.live or each.usage.total > _NOTICED_S)
         ]
+        if not rivals:
+            return free_in_s + queue.ahead_s(deadline) / executors
         return wait_s(
             queue.ahead_s(deadline), own_s, queue.portion, rivals, executors=executors, free_in_s=free_in_s
         )  # fmt: skip
@@ -331,7 +333,8 @@ class Waiting:
                     break
                 request = entry[2]
                 if request.deadline < finish:
-                    if request.deadline > now:
+                    # It could only go before the one that is due: with one executor it is late by now.
+                    if request.deadline > now and (self.executors > 1 or queue.rank <= head.queue.rank):
                         break
                     self.drop(request)
                     late.append(request)

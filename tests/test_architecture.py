@@ -20,7 +20,7 @@ MAY_IMPORT = {
 # The vocabulary: no Ray, no torch, anywhere in the file.
 PURE = (
     "errors", "variants", "artifacts", "profiles", "plans", "stats", "tensors", "manifests", "slo", "studies",
-    "hardware", "machine", "native",
+    "hardware", "machine", "native", "scheduling",
 )  # fmt: skip
 
 

@@ -191,14 +191,15 @@ def test_clients_that_leave_under_load_disturb_nobody(
 def test_a_full_queue_answers_503_with_retry_after_and_the_rest_rightly(
     served: LocalCluster, trained: Trained
 ) -> None:
-    body, headers = encode_request({"image": trained.pictures[:16]}, binary=True, binary_output=True)
-    expected = np.argmax(trained.expected(trained.int8, trained.pictures[:16]), axis=1)
+    pictures = np.concatenate([trained.pictures[:16]] * 16)  # more work than 512 of them can wait for
+    body, headers = encode_request({"image": pictures}, binary=True, binary_output=True)
+    expected = np.tile(np.argmax(trained.expected(trained.int8, trained.pictures[:16]), axis=1), 16)
 
     request = build_request("POST", INFER, "x", headers, body)
 
     async def burst() -> list[httpx.Response]:
-        """400 connections first, then a request on each: all there before the first batch is done."""
-        pairs = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", served.http_port) for _ in range(400)))
+        """800 connections first, then a request on each: all there before the first batch is done."""
+        pairs = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", served.http_port) for _ in range(800)))
         for _, writer in pairs:
             writer.write(request)
         return [await answer_on(reader, writer) for reader, writer in pairs]
@@ -222,9 +223,10 @@ async def answer_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
     return httpx.Response(int(head[0].split()[1]), headers=headers, content=content)
 
 
-def test_a_timeout_that_cannot_be_met_is_answered_408(client: httpx.Client, trained: Trained) -> None:
+def test_a_timeout_that_cannot_be_met_is_refused_at_once(client: httpx.Client, trained: Trained) -> None:
     answer = infer(client, trained.pictures[:1], timeout=1)
-    assert answer.status_code == 408, answer.text
+    assert answer.status_code == 503, answer.text
+    assert int(answer.headers["retry-after"]) >= 1
     assert "timeout" in answer.json()["error"]
     logits_of(infer(client, trained.pictures[:1], timeout=20_000_000))
 

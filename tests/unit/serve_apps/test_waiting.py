@@ -50,6 +50,9 @@ class Simulation:
         self.batches: list[Batch] = []
         self.done: list[tuple[Request, float]] = []
         self.late: list[Request] = []
+        self.refused: Counter[int] = Counter()
+        self.until = [0.0] * threads
+        self.admits = False
 
     def put(self, priority: int = 0, timeout_s: float = math.inf) -> Request:
         request = Request(ROW, lambda *_: None, priority=priority, models=self.models)
@@ -58,6 +61,17 @@ class Simulation:
         request.arrived, request.deadline = self.now, self.now + timeout_s
         self.waiting.push(queue, lane, (request.deadline, next(self.tickets), request), lane.curves[0].row_s)
         return request
+
+    def admit(self, priority: int, timeout_s: float) -> None:
+        """Put in if the forecast says that it will be in time, as the Batcher does."""
+        queue = self.waiting.queue(priority)
+        lane = self.waiting.lane(queue, Request(ROW, lambda *_: None, models=self.models))
+        free_in_s = max(0.0, min(self.until) - self.now) if len(self.idle) == 0 else 0.0
+        wait_s = self.waiting.delay_s(queue, self.now + timeout_s, lane.curves[0].row_s, self.now, free_in_s)
+        if wait_s + lane.least_s(1) <= timeout_s:
+            self.put(priority, timeout_s)
+        else:
+            self.refused[priority] += 1
 
     def run(self, arrivals: list[tuple[float, int, float]], until: float = math.inf) -> None:
         """Arrivals are (time, priority, timeout); stops when all is done, or then."""
@@ -72,13 +86,14 @@ class Simulation:
                 self.done += [(request, self.now) for request in batch.requests]
                 self.idle.append(thread)
             else:
-                self.put(*event)
+                (self.admit if self.admits else self.put)(*event)
             for thread in sorted(self.idle):
                 batch, late = self.waiting.form(thread, self.now, 0)
                 self.late += late
                 if batch is not None:
                     self.idle.remove(thread)
                     self.batches.append(batch)
+                    self.until[thread] = batch.until
                     heapq.heappush(events, (self.now + self.seconds(batch.rows), next(numbers), (thread, batch)))
 
     def busy_s(self) -> dict[int, float]:
@@ -202,6 +217,22 @@ def test_overload_makes_some_late_and_not_all() -> None:
     in_time = sum(at <= request.deadline for request, at in simulation.done)
     assert in_time > 0.99 * len(simulation.done)
     assert in_time > 0.9 * 5.0 * 32 / small(32), "of what it could do at most"
+
+
+def test_at_twice_the_load_the_high_class_is_in_time_and_none_starves() -> None:
+    simulation = Simulation(small, Scheduling())
+    simulation.admits = True
+    capacity_rps = 32 / small(32)
+    rates = {1: 0.3 * capacity_rps, 2: 0.7 * capacity_rps, 3: 1.0 * capacity_rps}
+    arrivals = [arrival for priority, rate in rates.items() for arrival in flood([priority], 10.0, rate, 0.05)]
+    simulation.run(arrivals, until=10.0)
+    in_time = Counter(request.priority for request, at in simulation.done if at <= request.deadline)
+    assert in_time[1] > 0.99 * 10.0 * rates[1]
+    assert in_time[2] > 0.7 * 10.0 * rates[2]
+    assert in_time[3] > 0.1 * 10.0 * rates[3]
+    assert sum(in_time.values()) > 0.93 * 10.0 * capacity_rps
+    assert sum(in_time.values()) > 0.98 * len(simulation.done), "what is executed is in time"
+    assert len(simulation.late) < 0.25 * simulation.refused.total(), "most are refused when they come"
 
 
 def test_reserved_executors_serve_only_their_class() -> None:
