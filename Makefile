@@ -15,7 +15,7 @@ export SLUICE_DATA_DIR ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-search chaos soak venv browser clean
+.PHONY: help demo test lint format bench bench-search bench-serving chaos soak venv browser clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -56,6 +56,10 @@ bench: $(STAMP) ## The full before/after measurement of benchmarks/PROTOCOL.md (
 
 bench-search: $(STAMP) ## Brute force beside the search: is its choice right? Needs `make demo` or a trained NAME (about 40 minutes)
 	$(BIN)/python -m benchmarks.search_quality $(NAME) --output docs/results/$(shell date +%F)-search
+
+bench-serving: $(STAMP) ## Throughput, SLO rate and deadlines beside Mosec, LitServe, BentoML and stock Ray Serve (hours; goes on where it was)
+	@command -v wrk > /dev/null || [ "$$(id -u)" = 0 ] || { echo "No wrk here; install it: apt-get install wrk"; exit 2; }
+	$(BIN)/python -m benchmarks.serving --output docs/results/$(shell date +%F)-serving
 
 chaos: $(STAMP) ## kill -9 of every kind of process under load; figures into docs/results (about 10 minutes)
 	$(BIN)/python -m pytest tests/chaos tests/integration/test_demo.py -m chaos

@@ -7,8 +7,8 @@ Works: the int8 CNN of 28x28 pictures as raw bytes, and a ResNet-18 of 224x224 t
 
 closed    wrk at so many connections: answers a second, p50, p99; beside the bare runtime on one core
 slo       the highest Poisson rate with p99 within 50 ms, and within 25 ms, by our own open-loop generator
-deadline  ours, @serve.batch and BentoML's adaptive batching at equal rates under Poisson, bursty and traced arrivals:
-          the share answered rightly within the deadline
+deadline  ours against @serve.batch and against BentoML's adaptive batching, at equal rates under Poisson, bursty and
+          traced arrivals: the share answered rightly within the deadline
 
 Servers run one at a time, on the first cores, the client on the last one; rounds go over all of them in turn. Peers
 get environments of their own, made at the first run and kept. Interrupted, the same command goes on.
@@ -26,6 +26,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks import files
@@ -38,6 +40,7 @@ from benchmarks.serving.works import WORKS, Work, work_named
 from cluster.artifacts import ArtifactStore, default_store
 from cluster.errors import ConfigError, SluiceError
 from cluster.hardware import fingerprint, version_of
+from cluster.load import RateTrace
 from cluster.runtimes import runtimes_for
 from cluster.runtimes.user_cache import user_cache
 from tune_spaces.stages import Cores
@@ -45,12 +48,14 @@ from tune_spaces.training import default_runs_dir, terminated
 
 _SAY = Console(stderr=True, soft_wrap=True, highlight=False).print
 PHASES = ("closed", "slo", "deadline")
-_BATCHING = ("ours", "ray-batch", "bentoml")
-"""Whose deadlines are compared."""
+_OURS = "ours"
+_BATCHING = (_OURS, "ray-batch", "bentoml")
+"""Whose deadlines are compared, ours with each of the others."""
 _BOUNDS_S = (0.050, 0.025)
 _DEADLINE_S = 0.050
 _TIMES_ALONE = 4.0
 """The ResNet's deadline, as a multiple of what one picture takes the bare runtime."""
+_FOLDERS = ("--store", "--runs-dir", "--venvs", "--trace")
 _LIBRARIES = ("ray", "onnxruntime", "openvino", "numpy", "uvloop", "httptools")
 
 
@@ -141,7 +146,7 @@ class Benchmark:
             label, seed = f"{bound_s * 1e3:g}ms", number + 1
             if f"{prefix}/slo/{label}/{seed}" in self._cells:
                 continue
-            most = self._cells.most(f"{prefix}/closed", "rate_rps")
+            most = self._cells.best(f"{prefix}/closed", "rate_rps")
             if not most > 0:
                 raise ConfigError(f"{prefix} has no closed-loop figure to start from; run the phase `closed` first")
             near = self._cells.median(f"{prefix}/slo/{label}", "rate_rps")
@@ -152,46 +157,61 @@ class Benchmark:
             _SAY(f"  p99 within {label}: {told}")
 
     def _deadlines(self, work: Work) -> None:
-        """Those that form batches, at equal rates."""
+        """Ours against each of the others that form batches, at rates that both are asked for."""
         servers = [server for server in self._servers if server.name.partition(":")[0] in _BATCHING]
-        trace = phases.read_trace(phases.trace_file(self._given.trace))
-        kinds = [kind for kind in ARRIVALS if kind != "trace" or trace is not None]
-        if not servers:
+        rivals = [server.name for server in servers if server.name != _OURS]
+        if not rivals or len(rivals) == len(servers):
+            _SAY(f"{work.name}: deadlines compare {_OURS} with {' and '.join(_BATCHING[1:])}; --only leaves no pair")
             return
-        at = max(self._given.connections)
-        base = self._cells.fixed(
-            f"{work.name}/smaller_maximum_rps",
-            lambda: phases.smaller_maximum(self._cells, work.name, [server.name for server in servers], at),
-        )
+        trace = phases.read_trace(phases.trace_file(self._given.trace))
         deadline_s = self._cells.fixed(f"{work.name}/deadline_s", lambda: self._deadline_of(work))
-        _SAY(f"{work.name}: deadline {deadline_s * 1e3:.0f} ms, at shares of {base:,.0f} req/s")
+        rates = {rival: self._rate_of_pair(work, rival) for rival in rivals}
         for number in range(self._given.rounds):
             for server in servers:
-                cells = {
-                    f"{work.name}/{server.name}/deadline/{kind}/{share:g}/{number + 1}": (kind, share)
-                    for kind in kinds for share in self._given.shares
-                }  # fmt: skip
-                missing = {key: cell for key, cell in cells.items() if key not in self._cells}
-                label = f"deadlines {number + 1} of {self._given.rounds}, {work.name}, {server.name}"
-                if not missing:
-                    continue
-                _SAY(label)
-                try:
-                    # Who can be told of the deadline is told.
-                    setting = replace(self._setting, max_latency_s=deadline_s, deadline_s=deadline_s)
-                    with server.start(work, setting) as running:
-                        phases.warm(running, self._place)
-                        for key, (kind, share) in missing.items():
-                            times = phases.arrivals(
-                                kind, base * share, self._place.lengths.deadline_s + self._place.lengths.warmup_s,
-                                number + 1, trace,
-                            )  # fmt: skip
-                            cell = phases.deadline(running, times, deadline_s, self._place)
-                            self._cells.put(key, cell)
-                            batch = f", {cell['mean_batch']:.1f} in a batch" if cell["mean_batch"] else ""
-                            _SAY(f"  {kind} at {share:g}: {cell['attainment']:.2%} in time{batch}")
-                except SluiceError as error:
-                    self._failed(label, error)
+                missing: dict[str, NDArray[np.float64]] = {}
+                for rival in rivals if server.name == _OURS else [server.name]:
+                    prefix = f"{work.name}/{server.name}/deadline/{rival}"
+                    missing |= {
+                        key: times for key, times in self._loads(prefix, rates[rival], number + 1, trace).items()
+                        if key not in self._cells
+                    }  # fmt: skip
+                if missing:
+                    label = f"deadlines {number + 1} of {self._given.rounds}, {work.name}, {server.name}"
+                    self._keep(label, work, server, missing, deadline_s)
+
+    def _rate_of_pair(self, work: Work, rival: str) -> float:
+        rate: float = self._cells.fixed(
+            f"{work.name}/{rival}/smaller_maximum_rps",
+            lambda: phases.smaller_maximum(self._cells, work.name, [_OURS, rival]),
+        )
+        return rate
+
+    def _loads(self, prefix: str, rate: float, seed: int, trace: RateTrace | None) -> dict[str, NDArray[np.float64]]:
+        """Arrivals by the cell that they are for; the same for both of a pair."""
+        window_s = self._place.lengths.deadline_s + self._place.lengths.warmup_s
+        return {
+            f"{prefix}/{kind}/{share:g}/{seed}": phases.arrivals(kind, rate * share, window_s, seed, trace)
+            for kind in ARRIVALS if kind != "trace" or trace is not None
+            for share in self._given.shares
+        }  # fmt: skip
+
+    def _keep(
+        self, label: str, work: Work, server: Contestant, loads: dict[str, NDArray[np.float64]], deadline_s: float
+    ) -> None:
+        """One server under all of its loads. Who can be told of the deadline is told."""
+        _SAY(label)
+        setting = replace(self._setting, max_latency_s=deadline_s, deadline_s=deadline_s)
+        try:
+            with server.start(work, setting) as running:
+                phases.warm(running, self._place)
+                for key, times in loads.items():
+                    cell = phases.deadline(running, times, deadline_s, self._place)
+                    self._cells.put(key, cell)
+                    batch = f", {cell['mean_batch']:.1f} in a batch" if cell["mean_batch"] else ""
+                    _SAY(f"  {key.partition('/deadline/')[2]}: {cell['attainment']:.2%} in time{batch}")
+            self._cells.document.get("failures", {}).pop(label, None)
+        except SluiceError as error:
+            self._failed(label, error)
 
     def _deadline_of(self, work: Work) -> float:
         if not work.jpeg:
@@ -245,6 +265,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--store", type=Path, help="[default: $SLUICE_STORE or the user's]")
     parser.add_argument("--runs-dir", type=Path, default=default_runs_dir())
     parser.add_argument("--venvs", type=Path, help="the peers' environments [default: in the user's cache]")
+    parser.add_argument("--again-noisy", action="store_true",
+                        help="measure again what was measured while others used the servers' cores")  # fmt: skip
     parser.add_argument("--install-only", action="store_true", help="make the environments, and stop")
     given = parser.parse_args(argv)
     given.venvs = given.venvs or user_cache("serving-peers")
@@ -254,6 +276,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for each in given.only:
         contestant_named(each)
     return given
+
+
+def _said(argv: Sequence[str]) -> list[str]:
+    """The command line without what is one machine's own: its folders."""
+    return [word for before, word in zip(["", *argv], argv, strict=False)
+            if word.partition("=")[0] not in _FOLDERS and before not in _FOLDERS]  # fmt: skip
 
 
 def place_of(given: argparse.Namespace) -> Place:
@@ -275,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     store = ArtifactStore(given.store) if given.store else default_store()
     works = [work_named(name, store, given.runs_dir, _SAY) for name in given.works]
     facts = {
-        "command": f"python -m benchmarks.serving {' '.join(argv if argv is not None else sys.argv[1:])}".strip(),
+        "command": f"python -m benchmarks.serving {' '.join(_said(sys.argv[1:] if argv is None else argv))}".strip(),
         "date": time.strftime("%F"), "machine": fingerprint(), "versions": told,
     }  # fmt: skip
     settings = {
@@ -284,6 +312,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }  # fmt: skip
     cells = Cells(given.output, facts, settings)
     cells.document["versions"].update(told)
+    if given.again_noisy:
+        _SAY(f"{cells.forget_noisy()} cells are measured again")
     for work in works:
         cells.note("works", work.name, {"does": work.does, "variant": work.variant.id, "exact": work.exact})
     try:

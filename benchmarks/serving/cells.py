@@ -2,7 +2,8 @@
 
     cells["cnn/mosec/closed/64/0"]          work / server / closed loop / connections / round
     cells["cnn/mosec/slo/50ms/1"]           .../ SLO rate / bound / seed
-    cells["cnn/ours/deadline/gamma/0.95/1"] .../ deadline attainment / arrivals / share of the smaller maximum / seed
+    cells["cnn/ours/deadline/bentoml/gamma/0.95/1"]
+                                            .../ deadline attainment / in the pair with / arrivals / share / seed
     cells["cnn/kernel/openvino/0"]          the bare runtime / round
 """
 
@@ -23,6 +24,8 @@ from benchmarks import files
 from cluster.errors import ConfigError
 
 Cell = dict[str, Any]
+NOISY = 0.1
+"""Of the servers' cores used by others, above which a figure is not the server's own."""
 _NAME = "serving.json"
 
 
@@ -67,6 +70,14 @@ class Cells:
             self.write()
         return kept[key]
 
+    def forget_noisy(self) -> int:
+        """Drop the cells that say little of their server; how many they were."""
+        noisy = [key for key, cell in self.cells.items() if is_noisy(cell)]
+        for key in noisy:
+            del self.cells[key]
+        self.write()
+        return len(noisy)
+
     def write(self) -> None:
         files.write(self._path, json.dumps(self.document, indent=1))
 
@@ -79,9 +90,17 @@ class Cells:
         values = [cell[figure] for cell in self.of(prefix).values() if cell.get(figure) is not None]
         return statistics.median(values) if values else math.nan
 
-    def most(self, prefix: str, figure: str) -> float:
-        """The largest under it; 0 if there is none."""
-        return max((cell[figure] for cell in self.of(prefix).values() if cell.get(figure) is not None), default=0.0)
+    def best(self, prefix: str, figure: str) -> float:
+        """Of what lies one below it, say numbers of connections, the largest median; 0 if there is none."""
+        below = dict.fromkeys(key.partition("/")[0] for key in self.of(prefix))
+        medians = [self.median(f"{prefix}/{each}", figure) for each in below]
+        return max((median for median in medians if not math.isnan(median)), default=0.0)
+
+
+
+def is_noisy(cell: Cell) -> bool:
+    """Was somebody else on the servers' cores?"""
+    return bool(cell.get("others_share", 0.0) > NOISY)
 
 
 class Watch:

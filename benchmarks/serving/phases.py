@@ -191,13 +191,14 @@ def read_trace(path: Path | None) -> RateTrace | None:
     return None if path is None else read_trace_csv(path)
 
 
-def smaller_maximum(cells: Cells, work: str, servers: list[str], connections: int) -> float:
-    """The least of their closed-loop maxima, medians over the rounds. Raises ConfigError where one has none."""
-    found = {server: cells.median(f"{work}/{server}/closed/{connections}", "rate_rps") for server in servers}
-    if missing := [server for server, rate in found.items() if math.isnan(rate)]:
+def smaller_maximum(cells: Cells, work: str, servers: list[str]) -> float:
+    """The least of their closed-loop maxima, each at the number of connections that suits it. Raises ConfigError where
+    one has none."""
+    found = {server: cells.best(f"{work}/{server}/closed", "rate_rps") for server in servers}
+    if missing := [server for server, rate in found.items() if not rate > 0]:
         raise ConfigError(
-            f"deadlines are measured at shares of the smallest closed-loop maximum at {connections} connections, and "
-            f"{', '.join(missing)} has none yet; run the phase `closed` with it first"
+            f"{work}: deadlines are measured at shares of the smaller closed-loop maximum, and {', '.join(missing)} "
+            "has none; run the phase `closed` with it first"
         )
     return min(found.values())
 

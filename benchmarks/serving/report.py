@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.serving.cells import Cell, Cells
+from benchmarks.serving.cells import NOISY, Cell, Cells, is_noisy
 
-_NOISY = 0.1
-"""Of the servers' cores used by others, above which a cell is marked."""
 _HOW = """One server at a time, all of its processes on cores {servers}, the client on {client}. Every server runs the
 same file on one ONNX Runtime thread (one replica or worker unless its name says otherwise), in batches of up to 64;
 Mosec, LitServe and @serve.batch wait 2 ms for one to fill, BentoML chooses by itself, ours takes what waits when the
@@ -25,7 +22,7 @@ def markdown(cells: Cells) -> str:
     document = cells.document
     settings = document["settings"]
     where = {name: ", ".join(map(str, settings[f"{name}_cores"])) or "any" for name in ("server", "client")}
-    how = _HOW.format(servers=where["server"], client=where["client"], noisy=f"{_NOISY:.0%}")
+    how = _HOW.format(servers=where["server"], client=where["client"], noisy=f"{NOISY:.0%}")
     lines = ["# Serving, beside other frameworks", "", f"`{document['command']}`, {document['date']}.", "", how, ""]
     for work, facts in document.get("works", {}).items():
         told = (_alone(cells, work) + _closed(cells, work, settings) + _slo(cells, work, settings)
@@ -123,7 +120,7 @@ def _floor(found: dict[str, Cell]) -> str:
 
 
 def _noise(found: dict[str, Cell]) -> str:
-    return " *" if any(cell.get("others_share", 0.0) > _NOISY for cell in found.values()) else ""
+    return " *" if any(is_noisy(cell) for cell in found.values()) else ""
 
 
 def _slo(cells: Cells, work: str, settings: dict[str, Any]) -> list[str]:
@@ -147,33 +144,37 @@ def _slo(cells: Cells, work: str, settings: dict[str, Any]) -> list[str]:
 
 
 def _deadlines(cells: Cells, work: str, settings: dict[str, Any]) -> list[str]:
-    servers = _servers(cells, work, "deadline")
-    if not servers:
-        return []
     fixed = cells.document.get("fixed", {})
-    rows = []
-    first = f"{work}/{servers[0]}/deadline"
-    for kind in _parts(cells, first, 0):
-        for share in sorted({key.split("/")[0] for key in cells.of(f"{first}/{kind}")}, key=float):
-            for server in servers:
-                prefix = f"{work}/{server}/deadline/{kind}/{share}"
-                found = cells.of(prefix)
-                if not found:
-                    continue
-                unsure = " (client short of CPU)" if any(c["client_saturated"] for c in found.values()) else ""
-                rows.append((
-                    kind, share, server,
-                    _spread(_rounds(cells, prefix, "attainment").values(), 2, 100) + _noise(found) + unsure,
-                    *(_spread(_rounds(cells, prefix, figure).values(), 1, 1e3) for figure in ("p50_s", "p99_s")),
-                    _spread(_rounds(cells, prefix, "mean_batch").values(), 1), _outcomes(found),
-                ))  # fmt: skip
     headers = ("arrivals", "share", "server", "% in time", "p50 ms", "p99 ms", "in a batch", "answers")
-    base, bound = fixed.get(f"{work}/smaller_maximum_rps", math.nan), fixed.get(f"{work}/deadline_s", math.nan)
-    return [f"Deadline of {bound * 1e3:.0f} ms, at shares of {base:,.0f} req/s, the smallest closed-loop maximum among "
-            f"them; {settings['deadline_s']:g} s each, our own open-loop generator. Gamma has gaps of a coefficient of "
-            "variation of 2.5; trace is a recorded load, scaled to the rate. What is not answered rightly in time "
-            "counts against a server, refusals too; a percentile is empty where more than the rest failed:", "",
-            *table(headers, rows)]  # fmt: skip
+    lines: list[str] = []
+    for rival in dict.fromkeys(key.split("/")[3] for key in cells.cells if key.startswith(f"{work}/ours/deadline/")):
+        rate = fixed[f"{work}/{rival}/smaller_maximum_rps"]
+        loads = [f"{kind}/{share}" for kind, share, _ in (
+            key.split("/") for key in cells.of(f"{work}/ours/deadline/{rival}"))]  # fmt: skip
+        rows = [
+            _kept(cells, f"{work}/{server}/deadline/{rival}/{load}", load, server)
+            for load in dict.fromkeys(loads) for server in ("ours", rival)
+        ]  # fmt: skip
+        lines += [f"Ours and {rival}, at shares of {rate:,.0f} req/s:", "", *table(headers, [r for r in rows if r])]
+    if not lines:
+        return []
+    return [f"Deadline: {fixed[f'{work}/deadline_s'] * 1e3:.0f} ms from when a request should have been sent; our own "
+            f"open-loop generator, {settings['deadline_s']:g} s each. Shares are of the smaller of the pair's "
+            "closed-loop maxima. Gamma: gaps with a coefficient of variation of 2.5; trace: a recorded load, scaled to "
+            "the rate. What is not answered rightly in time counts against a server, refusals too; a percentile is "
+            "empty where more than the rest failed.", "", *lines]  # fmt: skip
+
+
+def _kept(cells: Cells, prefix: str, load: str, server: str) -> tuple[str, ...]:
+    """A row; empty if there is nothing to tell."""
+    found = cells.of(prefix)
+    if not found:
+        return ()
+    unsure = " (client short of CPU)" if any(cell["client_saturated"] for cell in found.values()) else ""
+    in_time = _spread(_rounds(cells, prefix, "attainment").values(), 2, 100)
+    times = (_spread(_rounds(cells, prefix, figure).values(), 1, 1e3) for figure in ("p50_s", "p99_s"))
+    batch = _spread(_rounds(cells, prefix, "mean_batch").values(), 1)
+    return (*load.split("/"), server, in_time + _noise(found) + unsure, *times, batch, _outcomes(found))
 
 
 def _outcomes(found: dict[str, Cell]) -> str:
