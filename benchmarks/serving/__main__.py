@@ -266,7 +266,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--runs-dir", type=Path, default=default_runs_dir())
     parser.add_argument("--venvs", type=Path, help="the peers' environments [default: in the user's cache]")
     parser.add_argument("--again-noisy", action="store_true",
-                        help="measure again what was measured while others used the servers' cores")  # fmt: skip
+                        help="measure again what others disturbed, and what could not be told")  # fmt: skip
     parser.add_argument("--install-only", action="store_true", help="make the environments, and stop")
     given = parser.parse_args(argv)
     given.venvs = given.venvs or user_cache("serving-peers")

@@ -71,8 +71,8 @@ class Cells:
         return kept[key]
 
     def forget_noisy(self) -> int:
-        """Drop the cells that say little of their server; how many they were."""
-        noisy = [key for key, cell in self.cells.items() if is_noisy(cell)]
+        """Drop the cells that say little of their server, "can't tell" too; how many they were."""
+        noisy = [key for key, cell in self.cells.items() if is_noisy(cell) or not cell.get("rate_rps", 1.0)]
         for key in noisy:
             del self.cells[key]
         self.write()

@@ -141,8 +141,11 @@ def test_figures_of_other_settings_do_not_mix(cells: Cells, tmp_path: Path) -> N
 
 
 def test_what_others_disturbed_can_be_measured_again(cells: Cells) -> None:
-    assert cells.forget_noisy() == 1
-    assert "cnn/mosec/closed/64/1" not in cells
+    cells.put("cnn/ours/slo/50ms/1", {"rate_rps": None, "others_share": 0.0})
+    cells.put("client/0", {"rate_rps": 0.0})
+    cells.put("client/1", {"rate_rps": 9600.0})
+    assert cells.forget_noisy() == 3
+    assert not {"cnn/mosec/closed/64/1", "cnn/ours/slo/50ms/1", "client/0"} & set(cells.cells)
     assert cells.forget_noisy() == 0
 
 
