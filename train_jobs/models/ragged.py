@@ -1,8 +1,12 @@
 """Series of differing lengths in one batch: those that end early go on in rows of NaN, which stand for "not there".
 
 A graph finds out by itself where each of its series ends, so one input says all, and what is answered to a series does
-not depend on how far it was padded: a recurrent network reads forwards, what comes after the end is never looked at,
-and only a batch shares it.
+not depend on how far it was padded: a recurrent network reads forwards, and nobody looks at what comes after the end. A
+NaN before the end is no padding, and is not understood: serve_apps/sequences.py refuses it.
+
+Last rows are looked up by their place among all rows of the batch (index_select, ONNX's Gather), where every runtime
+looks whether there is such a place. `gather` would become GatherElements, where OpenVINO does not, so that it is
+refused (cluster/runtimes/openvino_runtime.py); to add up all states, others than the last as noughts, takes longer.
 
 Shapes: B batch, L rows or steps of the longest series, C values of each.
 """
@@ -22,8 +26,7 @@ def sequence_of(model: nn.Module | None) -> SequenceSpec | None:
 
 
 def ended(rows: Tensor) -> Tensor:
-    """Where series are over, for rows (..., C): bool (..., 1), by the first value of each row. Padding is whole rows,
-    and a graph has a few microseconds for this; a single NaN among other values makes the answer NaN."""
+    """Where series are over, for rows (..., C): bool (..., 1), by the first value of each row."""
     return rows[..., :1].isnan()
 
 
