@@ -35,6 +35,7 @@ class TorchRuntime:
         self.config = config
         self._inputs = variant.inputs
         self._outputs = variant.outputs
+        self._sequence = variant.sequence
         self._device = torch.device(config.device)
         self._stream = torch_cuda.prepared(config) if config.device == "cuda" else None
         program = load_pickle_free(store.read(variant, variant.model_file.path))
@@ -99,11 +100,14 @@ class TorchRuntime:
         return tensor.to(self._device)
 
     def _batch(self, size: int) -> list[torch.Tensor]:
-        """Zeros for the module, all that is free `size` long."""
+        """Zeros for the module, all that is free `size` long, but for sequences: those are the longest."""
+        shapes = [[size if n < 0 else n for n in spec.shape] for spec in self._inputs]
+        if self._sequence is not None:
+            shapes[0][self._sequence.axis] = self._sequence.longest
         return [
-            self._placed(torch.from_numpy(np.zeros([size if n < 0 else n for n in spec.shape], dtype)))
-            for spec in self._inputs for dtype in [NUMPY_OF_DATATYPE[spec.datatype]]
-        ]  # fmt: skip
+            self._placed(torch.from_numpy(np.zeros(shape, NUMPY_OF_DATATYPE[spec.datatype])))
+            for spec, shape in zip(self._inputs, shapes, strict=True)
+        ]
 
     def _to_channels_last(self, module: torch.nn.Module) -> None:
         """Raises ConfigError if the graph insists on another order: an exported `view` may."""
