@@ -30,6 +30,7 @@ from serve_apps.front.protocol import LeanProtocol
 from serve_apps.loading import Loaded, best_first, load
 from serve_apps.oip.exchange import Inference, Served
 from serve_apps.oip.routes import OipApp
+from serve_apps.pending import Counters
 from serve_apps.sequences import SequenceBuckets
 
 _DRAIN_S = 20.0
@@ -127,6 +128,11 @@ class ModelHost:
             "default_timeout_s": self.default_timeout_s,
             "runtime": self._told.config.model_dump(mode="json"),
         }
+
+    @property
+    def counters(self) -> Counters:
+        """Of the batcher."""
+        return self._running().counters
 
     def is_ready(self) -> bool:
         """True from when the model is loaded and warm until the replica drains."""

@@ -105,8 +105,8 @@ def contestant_named(text: str) -> Contestant:
     """Raises ConfigError for a name that is none."""
     name, _, workers = text.partition(":")
     runs: dict[str, Callable[[Work, Setting, int], AbstractContextManager[Running]]] = {
-        "ours": _ours, "mosec": _mosec, "litserve": _litserve, "bentoml": _bentoml, "ray-batch": _ray_batched,
-        "ray": _ray_single,
+        "ours": _ours, "ours-direct": _ours_direct, "mosec": _mosec, "litserve": _litserve, "bentoml": _bentoml,
+        "ray-batch": _ray_batched, "ray": _ray_single,
     }  # fmt: skip
     if name not in runs or not re.fullmatch(r"|[1-9]\d?", workers):
         raise ConfigError(f"--only {text!r} is no server; there are {', '.join(runs)}, each with :N for N workers")
@@ -331,9 +331,20 @@ def _ray_single(work: Work, setting: Setting, workers: int) -> AbstractContextMa
     return _stock("ray", "build_single", work, setting, workers)
 
 
+def _ours(work: Work, setting: Setting, workers: int) -> AbstractContextManager[Running]:
+    return _sluice("ours", work, setting, workers)
+
+
+def _ours_direct(work: Work, setting: Setting, workers: int) -> AbstractContextManager[Running]:
+    (port,) = free_ports(1)
+    return _sluice("ours-direct", work, setting, workers, port)
+
+
 @contextlib.contextmanager
-def _ours(work: Work, setting: Setting, workers: int) -> Iterator[Running]:
-    """As `sluice serve` does it: a plan, the Serve config of it, HAProxy in front."""
+def _sluice(
+    name: str, work: Work, setting: Setting, workers: int, direct_port: int | None = None
+) -> Iterator[Running]:
+    """As `sluice serve` does it: a plan, the Serve config of it; HAProxy in front, or the replicas' own port."""
     began = time.monotonic()
     plan = plan_of(
         Configuration(
@@ -341,44 +352,22 @@ def _ours(work: Work, setting: Setting, workers: int) -> Iterator[Running]:
             max_batch_size=MAX_BATCH_SIZE, max_queued_requests=1024, num_replicas=workers,
         ),
         model_name=MODEL_NAME, store=work.store.root, made_by="benchmarks.serving",
-        default_timeout_s=setting.deadline_s,
+        default_timeout_s=setting.deadline_s, direct_port=direct_port,
     )  # fmt: skip
+    path = f"/v2/models/{plan.model_name}/infer"
     with _on_ray(setting, ha_proxy=True) as cluster:
         cluster.deploy(serve_config(plan, http_host=HOST, http_port=cluster.http_port))
-        port = cluster.http_port
-        wire = _ours_speaks(work, plan.model_name, port)
+        port = direct_port or cluster.http_port
+        wire = _Wire(path, "raw bytes in, logits as bytes out", _raw_both_ways, _logits)
         target = _target(wire, work, port)
-        _wait("ours", target, _alive(cluster))
-        yield Running("ours", target, wire.speaks, cluster.cpu_seconds, lambda: _ours_told(port, plan.model_name),
+        _wait(name, target, _alive(cluster))
+        yield Running(name, target, wire.speaks, cluster.cpu_seconds, lambda: _ours_told(port, plan.model_name),
                       time.monotonic() - began)  # fmt: skip
 
 
-def _ours_speaks(work: Work, model_name: str, port: int) -> _Wire:
-    """The leanest way that this version takes: the body as peers get it, else the protocol's binary tensors."""
-    from serve_apps.oip.codec import encode_request
-
-    path = f"/v2/models/{model_name}/infer"
-    entry = work.variant.inputs[0].name
-
-    def plain(work: Work, number: int) -> tuple[dict[str, str], bytes]:
-        headers, body = _raw(work, number)
-        return headers | ({} if work.jpeg else {"Inference-Header-Content-Length": "0"}), body
-
-    def tensor(work: Work, number: int) -> tuple[dict[str, str], bytes]:
-        body, headers = encode_request({entry: work.pictures[number][None]}, binary=True, binary_output=True)
-        return headers, body
-
-    decoded = "; decoded by the client: it takes no JPEG" if work.jpeg else ""
-    ways = [
-        _Wire(path, "raw bytes in, binary tensors out", plain, _logits),
-        _Wire(path, f"Open Inference Protocol, binary tensors{decoded}", tensor, _logits),
-    ]
-    for wire in ways:
-        target = _target(wire, work, port)
-        with contextlib.suppress(ClusterError):
-            _wait("ours", target, lambda: None, seconds=20.0 if wire is ways[-1] else 0.5)
-            return wire
-    raise ClusterError(f"ours answers neither way at {path}")
+def _raw_both_ways(work: Work, number: int) -> tuple[dict[str, str], bytes]:
+    headers, body = _raw(work, number)
+    return headers | {"Accept": "application/octet-stream"}, body
 
 
 def _ours_told(port: int, model_name: str) -> tuple[int, int] | None:

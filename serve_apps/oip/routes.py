@@ -23,6 +23,7 @@ from serve_apps.front.head import Head
 from serve_apps.oip.codec import HEADER_LENGTH, check_json_size
 from serve_apps.oip.compression import compress, decompress
 from serve_apps.oip.exchange import MAX_BODY_BYTES, Exchange, Host, Served, refusal, unexpected
+from serve_apps.pending import Counters
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -34,7 +35,7 @@ SERVER = {
     "name": "sluice",
     "version": "0.1.0",
     # schedule_policy: the parameters `priority` and `timeout`.
-    "extensions": ["binary_tensor_data", "schedule_policy", "model_configuration"],
+    "extensions": ["binary_tensor_data", "schedule_policy", "model_configuration", "statistics"],
 }
 PLATFORMS = {"onnx": "onnx_onnxv1", "torch_export": "pytorch_export"}
 _JSON = (b"content-type", b"application/json")
@@ -52,6 +53,9 @@ class ModelHost(Host, Protocol):
 
     @property
     def config(self) -> dict[str, Any]: ...
+
+    @property
+    def counters(self) -> Counters: ...
 
     def is_ready(self) -> bool: ...
 
@@ -123,9 +127,11 @@ class OipApp:
                 return _get(method, {"name": name, "ready": ready}, 200 if ready else 503)
             case ["config"]:
                 return _get(method, _configuration(host))
+            case ["stats"]:
+                return _get(method, _statistics(host))
             case ["infer"]:
                 return f"{target}/infer".encode() if method == "POST" else _not_allowed(method, "POST")
-        raise UnknownModel(f"{'/'.join(rest)[:200]!r} is not here; a model has /ready, /config and /infer")
+        raise UnknownModel(f"{'/'.join(rest)[:200]!r} is not here; a model has /ready, /config, /stats and /infer")
 
     async def _infer(self, scope: Scope, target: bytes, receive: Receive) -> Answer:
         headers = dict(scope["headers"])
@@ -248,6 +254,28 @@ def _configuration(host: ModelHost) -> dict[str, Any]:
         "instance_group": [{"kind": "KIND_CPU", "count": runtime["streams"]}],
         "dynamic_batching": {"max_queue_delay_microseconds": 0},
         "parameters": {key: {"string_value": str(value)} for key, value in rest.items() if value is not None},
+    }
+
+
+def _statistics(host: ModelHost) -> dict[str, Any]:
+    """In the form of Triton's statistics extension, since the replica's start, of all that is resident together."""
+    counters = host.counters
+    batches = [{"batch_size": size, "compute_infer": {"count": n}} for size, n in sorted(counters.batch_sizes.items())]
+    return {
+        "model_stats": [
+            {
+                "name": host.model_name,
+                "version": host.variant.id,
+                "inference_count": sum(size * n for size, n in counters.batch_sizes.items()),
+                "execution_count": counters.batches,
+                "inference_stats": {
+                    "success": {"count": counters.answered},
+                    "fail": {"count": counters.failed + counters.expired + counters.evicted + counters.refused},
+                    "cancel": {"count": counters.cancelled},
+                },
+                "batch_stats": batches,
+            }
+        ]
     }
 
 

@@ -18,6 +18,7 @@ from serve_apps.decoder import Decoder
 from serve_apps.executor import Arrays, Model, Outputs, Request
 from serve_apps.oip.exchange import Served
 from serve_apps.oip.routes import OipApp
+from serve_apps.pending import Counters
 
 
 def variant(name: str = "sum/1", **fields: Any) -> Variant:
@@ -73,6 +74,10 @@ class Host:
             "default_timeout_s": None,
             "runtime": {"name": "onnxruntime", "threads": 1, "inter_op_threads": 1, "streams": 2},
         }
+
+    @property
+    def counters(self) -> Counters:
+        return self.batcher.counters
 
     def is_ready(self) -> bool:
         return self.ready

@@ -126,6 +126,25 @@ def test_config_tells_how_the_model_is_served_in_triton_s_words(versioned: bool)
     run(test())
 
 
+def test_statistics_tell_how_many_were_answered_and_in_what_batches() -> None:
+    async def test() -> None:
+        host = Host()
+        app = routed(host)
+        for _ in range(3):
+            await ask(app, "POST", "/v2/models/adder/infer", BODY)
+        bad = b'{"inputs": [{"name": "x", "datatype": "INT32", "shape": [1, 3], "data": [-1, 0, 0]}]}'
+        assert (await ask(app, "POST", "/v2/models/adder/infer", bad)).status == 500
+        [told] = (await ask(app, "GET", "/v2/models/adder/stats")).json()["model_stats"]
+        assert (told["name"], told["version"]) == ("adder", host.variant.id)
+        assert (told["inference_count"], told["execution_count"]) == (4, 4)
+        assert told["batch_stats"] == [{"batch_size": 1, "compute_infer": {"count": 4}}]
+        stats = told["inference_stats"]
+        assert (stats["success"]["count"], stats["fail"]["count"], stats["cancel"]["count"]) == (3, 1, 0)
+        host.batcher.close()
+
+    run(test())
+
+
 def test_text_is_a_string_in_triton_s_words() -> None:
     async def test() -> None:
         host = Host()
