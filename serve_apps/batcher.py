@@ -88,7 +88,8 @@ class Batcher:
         _refuse_misfits(by_accuracy)
         rules.refuse_misfits(streams=len(by_accuracy[0].infer), places=places)
         self.max_queued_requests = places
-        self.max_batch_size = self._waiting.limit = max_batch_size or self.max_batch_size
+        self.max_batch_size = max_batch_size or self.max_batch_size
+        self._waiting.resize(self.max_batch_size)
         if by_accuracy != self.models:
             self.models = by_accuracy
             self._level = Level(level=min(self._level.level, len(by_accuracy) - 1))
@@ -219,11 +220,9 @@ class Batcher:
         self._executor.close()
 
     def _charge(self, buckets: Buckets, tenant: str, now: float) -> None:
-        wait_s = buckets.take(tenant, now)
-        if wait_s > 0:
+        wait_s, quota = buckets.take(tenant, now), buckets.quota(tenant)
+        if wait_s > 0 and quota is not None:
             self.counters.refused += 1
-            quota = buckets.quota(tenant)
-            assert quota is not None
             raise QuotaExceeded(
                 f"tenant {tenant[:100]!r} sent more than its quota of {quota.rate_rps:g} requests/s, {quota.burst:g} "
                 f"at once; try again in {wait_s:.3g} s",
@@ -273,7 +272,7 @@ class Batcher:
         expired, earliest = self._waiting.expired(now)
         self._wake_at(max(now + _EXPIRY_GRAIN_S, earliest))
         for request in expired:
-            self._settle(request, DeadlineExceeded("the timeout ran out before the request was executed"))
+            self._settle(request, _expired())
 
     def _is_busy(self) -> bool:
         return len(self._idle_threads) < len(self._running) or self._waiting.live > 0
@@ -312,7 +311,7 @@ class Batcher:
 
     def _refuse_late(self, request: Request, now: float) -> None:
         if request.deadline <= now:
-            error: SluiceError = DeadlineExceeded("the timeout ran out before the request was executed")
+            error: SluiceError = _expired()
         else:
             left_s = request.deadline - now
             error = self._late(f"{left_s:.3g} s before its timeout it could not be executed any more", left_s)
@@ -322,9 +321,7 @@ class Batcher:
     def _observe_pressure(self, now: float) -> None:
         """By what had to be left behind: one batch that takes long is no pressure."""
         waiting, level, threads = self._waiting, self._level.level, self._waiting.executors
-        pressure = Pressure(
-            waiting.total_s(level) / threads, waiting.busy_above(self.models, level, now) / threads
-        )  # fmt: skip
+        pressure = Pressure(waiting.total_s(level) / threads, waiting.busy_above(self.models, level, now) / threads)
         self._level = step(pressure, self._level, now, policy=self.scheduling.accuracy, levels=len(self.models))
         if self._level.level != level:
             waiting.revalue(self._level.level)
@@ -333,10 +330,8 @@ class Batcher:
         """On the event loop, after each batch."""
         batch = self._running[thread]
         assert batch is not None
-        now = self._clock()
-        took_s = now - batch.started
-        requests = batch.requests
-        self._seconds_per_request += 0.1 * (took_s / len(requests) - self._seconds_per_request)
+        now, requests = self._clock(), batch.requests
+        self._seconds_per_request += 0.1 * ((now - batch.started) / len(requests) - self._seconds_per_request)
         self._waiting.account(batch, now, learn=not any(isinstance(outcome, SluiceError) for outcome in outcomes))
         self._running[thread] = None
         self._idle_threads.append(thread)
@@ -367,9 +362,8 @@ class Batcher:
         # As if it came now: its own deadline would put all its pieces in front of whoever came after it.
         order_by = now + request.timeout_s if request.timeout_s is not None else math.inf
         request.arrived = now
-        self._waiting.push(
-            queue, lane, (order_by, next(self._tickets), request), (request.rows - request.start) * lane.curves[0].row_s
-        )
+        cost_s = (request.rows - request.start) * lane.curves[0].row_s
+        self._waiting.push(queue, lane, (order_by, next(self._tickets), request), cost_s)
         if request.deadline < self._due:
             self._wake_at(request.deadline)
         return True
@@ -392,10 +386,13 @@ class Batcher:
             _log.exception("what was to be done with an answer failed")
 
 
+def _expired() -> DeadlineExceeded:
+    return DeadlineExceeded("the timeout ran out before the request was executed")
+
+
 def _refuse_misfits(models: tuple[Model, ...]) -> None:
     threads = {len(model.infer) for model in models}
     if len(threads) != 1 or threads == {0}:
         raise ConfigError(
-            f"{len(models)} models with {sorted(threads)} runtimes; there must be a model, and each needs as many "
-            "runtimes as there are executor threads"
+            f"{len(models)} models with {sorted(threads)} runtimes; give at least one, and each as many as the others"
         )

@@ -42,15 +42,17 @@ class Batch:
 
 
 class Waiting:
-    """See above; `limit`, `places` and `executors` are set by its owner."""
+    """See above; `places` and `executors` are set by its owner."""
 
     def __init__(self) -> None:
         self.limit = 1
+        """Rows of a batch; see `resize`."""
         self.places = 1
         self.executors = 1
         self.live = 0
         self._classes: list[ClassQueue] = []
-        self._reserved: dict[int, ClassQueue] = {}
+        self._owners: list[ClassQueue] = []
+        """Of the last threads, from the last on: whatever has fewer runtimes than there are threads uses the first."""
         self._now_served = 0.0
         """The tag of the class that was served last: where one begins that had nothing to do."""
         self._curves: dict[tuple[Model, tuple[object, ...]], Curve] = {}
@@ -69,8 +71,7 @@ class Waiting:
         ]
         self._ranks = [scheduling.rank(priority) for priority in range(len(self._classes) + 1)]
         self._shared_slots = sum(spec.slots for spec in scheduling.classes)
-        owners = [queue for queue in self._classes for _ in range(queue.spec.streams)]
-        self._reserved = dict(enumerate(owners))
+        self._owners = [queue for queue in self._classes for _ in range(queue.spec.streams)]
         self.live = 0
         for entry in sorted(before, key=lambda entry: entry[1]):
             request = entry[2]
@@ -107,9 +108,14 @@ class Waiting:
             if len(self._curves) >= _MAX_CURVES:
                 del self._curves[next(iter(self._curves))]
             curve = self._curves[model, signature] = Curve(model.seconds, limit=self.limit)
-        if curve.limit != self.limit:
-            curve.limit = self.limit
         return curve
+
+    def resize(self, limit: int) -> None:
+        """So many rows in a batch from now on."""
+        if limit != self.limit:
+            self.limit = limit
+            for curve in self._curves.values():
+                curve.limit = limit
 
     def push(self, queue: ClassQueue, lane: Lane, entry: Entry, cost_s: float) -> None:
         """Queue up."""
@@ -168,7 +174,7 @@ class Waiting:
 
     def delay_s(self, queue: ClassQueue, deadline: float, own_s: float, now: float, free_in_s: float) -> float:
         """How long such a request would wait until it is executed."""
-        executors = max(1, self.executors - len(self._reserved) + queue.spec.streams)
+        executors = max(1, self.executors - len(self._owners) + queue.spec.streams)
         rivals = [
             Rival(each.portion, each.work_s, each.usage.rate(now))
             for each in self._classes
@@ -182,7 +188,11 @@ class Waiting:
 
     def serves(self, thread: int, queue: ClassQueue) -> bool:
         """Whether this thread executes requests of this class."""
-        return self._reserved.get(thread, queue) is queue
+        return self._owner(thread) in (None, queue)
+
+    def _owner(self, thread: int) -> ClassQueue | None:
+        from_last = self.executors - 1 - thread
+        return self._owners[from_last] if 0 <= from_last < len(self._owners) else None
 
     def total_s(self, level: int) -> float:
         """Of the executors' time, all that waits, at this level."""
@@ -221,7 +231,7 @@ class Waiting:
 
     def _next(self, thread: int, now: float) -> tuple[ClassQueue, Request | None]:
         """Whose turn it is."""
-        own = self._reserved.get(thread)
+        own = self._owner(thread)
         if own is not None:
             return own, own.head(thread)
         busy = [queue for queue in self._classes if queue.live]
@@ -274,7 +284,8 @@ class Waiting:
 
         mine = alike(queue)
         sources = [(queue, mine)]
-        if thread not in self._reserved and self.live > queue.live:
+        shared = self._owner(thread) is None
+        if shared and self.live > queue.live:
             others = sorted((each for each in self._classes if each is not queue and each.live), key=lambda q: q.tag)
             sources += [(each, alike(each)) for each in others]
         reach = min(self.limit, sum(each.rows for _, lanes in sources for each in lanes))
@@ -288,7 +299,7 @@ class Waiting:
             chosen, shares = self._fill(head, sources, target, now, now + curve.upper(target), late)
         rows = sum(share for _, share in shares)
         until = now + curve.seconds(rows)
-        return Batch(chosen, rows, model, curve, now, until, shares, thread not in self._reserved)
+        return Batch(chosen, rows, model, curve, now, until, shares, shared)
 
     def _worth(self, curve: Curve, reach: int) -> int:
         """How many rows to execute together, of so many."""

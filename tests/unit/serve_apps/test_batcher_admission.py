@@ -92,10 +92,10 @@ def test_the_class_decides_how_long_a_request_would_wait() -> None:
         assert batcher.predicted_delay_s(priority=3) > 20
         assert batcher.predicted_delay_s(priority=1) < 3
         batcher.submit(rows(30), priority=1, timeout_s=4.0)
-        for n in range(31, 37):
+        for n in range(31, 38):
             batcher.submit(rows(n), priority=3, timeout_s=30.0)
         with pytest.raises(Overloaded):
-            batcher.submit(rows(37), priority=3, timeout_s=27.0)
+            batcher.submit(rows(38), priority=3, timeout_s=30.0)
         assert (await finish(gate, batcher))[0] == [30]
 
     run(test())

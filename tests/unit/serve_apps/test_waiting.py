@@ -42,7 +42,8 @@ class Simulation:
         self.seconds = seconds
         self.models = (Model("m", "1", 0.9, (lambda x: {},) * threads, known),)
         self.waiting = Waiting()
-        self.waiting.limit, self.waiting.places, self.waiting.executors = limit, places, threads
+        self.waiting.places, self.waiting.executors = places, threads
+        self.waiting.resize(limit)
         self.waiting.rearrange(rules)
         self.idle = list(range(threads))
         self.now = 0.0
