@@ -178,7 +178,8 @@ def compress(
     name: Annotated[str | None, typer.Option(help="Name of your own model [default: its own].")] = None,
     spec: Annotated[Path | None, typer.Option(help="YAML: variants, each a list of passes with settings.")] = None,
     variant: Annotated[
-        list[str] | None, typer.Option(help="NAME=PASS,PASS: a variant by its passes. Repeatable.")
+        list[str] | None,
+        typer.Option(help="NAME=PASS,PASS: a variant by its passes; or lean-int8, exit-int8. Repeatable."),
     ] = None,
     without: Annotated[list[str] | None, typer.Option(help="No variants of this pass. Repeatable.")] = None,
     runs_dir: RunsDir = None,

@@ -185,6 +185,26 @@ def default_spec(family: str) -> CompressSpec:
     )
 
 
+def lean_int8() -> list[Any]:
+    """Pruned and int8, with an accuracy near the trained model's: a short training at a low rate before, which the
+    model has to spare for what follows, a long one after pruning, and one more at a low rate with the trained model as
+    a teacher. What pruning itself removes is its default."""
+    gentle = {"epochs": 3, "lr": 5e-4}
+    return [
+        {"finetune": gentle}, {"prune": {"finetune": {"epochs": 8, "lr": 2e-3}}},
+        {"finetune": {**gentle, "teacher": 0.5, "temperature": 2}}, "int8",
+    ]  # fmt: skip
+
+
+def exit_int8() -> list[Any]:
+    """The same short training before an early exit that few samples are lost at, and int8: the small CNN alone."""
+    return [{"finetune": {"epochs": 3, "lr": 5e-4}}, {"early_exit": {"max_drop": 0.001}}, "int8"]
+
+
+NAMED = {"lean-int8": lean_int8, "exit-int8": exit_int8}
+"""Variants that `--variant NAME` makes: several passes whose settings were found together (docs/results)."""
+
+
 def load_spec(path: Path) -> CompressSpec:
     """From YAML. Raises ConfigError naming the file, the field, its value and what is allowed."""
     try:
@@ -206,13 +226,19 @@ def parsed(given: Any, *, where: str) -> CompressSpec:
 
 
 def chosen(path: Path | None, shorthand: Sequence[str]) -> CompressSpec | None:
-    """The spec of a file, or of "NAME=PASS,PASS" strings, or both; None: neither is given. Raises ConfigError."""
+    """The spec of a file, or of "NAME=PASS,PASS" strings or names in NAMED, or both; None: neither is given. Raises
+    ConfigError."""
     if path is None and not shorthand:
         return None
     variants: dict[str, Any] = dict(load_spec(path).variants) if path is not None else {}
     for text in shorthand:
         name, equals, passes = text.partition("=")
+        if not equals and text in NAMED:
+            variants[text] = NAMED[text]()
+            continue
         if not equals:
-            raise ConfigError(f"variant {text!r} is no NAME=PASS,PASS; passes: {', '.join(KINDS)}")
+            raise ConfigError(
+                f"variant {text!r} is no NAME=PASS,PASS and none of {', '.join(NAMED)}; passes: {', '.join(KINDS)}"
+            )
         variants[name] = [each.strip() for each in passes.split(",")]
     return parsed({"variants": variants}, where="--variant" if shorthand else str(path))

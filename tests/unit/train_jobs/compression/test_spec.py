@@ -9,7 +9,7 @@ import pytest
 from cluster.errors import ConfigError
 from train_jobs.compression.prune import PruneConfig
 from train_jobs.compression.quantize import QuantizeConfig
-from train_jobs.compression.spec import KINDS, CompressSpec, chosen, default_spec, load_spec, parsed
+from train_jobs.compression.spec import KINDS, NAMED, CompressSpec, chosen, default_spec, load_spec, parsed
 
 SPECS = sorted((Path(__file__).resolve().parents[4] / "benchmarks" / "specs").glob("*.yaml"))
 
@@ -80,7 +80,7 @@ def test_a_file_and_shorthands_are_one_spec(tmp_path: Path) -> None:
     assert {name: [s.kind for s in steps] for name, steps in spec.variants.items()} == {
         "small": ["prune", "int8"], "half": ["bf16"], "tiny": ["prune", "int8"],
     }  # fmt: skip
-    with pytest.raises(ConfigError, match="variant 'int8' is no NAME=PASS,PASS"):
+    with pytest.raises(ConfigError, match="variant 'int8' is no NAME=PASS,PASS and none of lean-int8, exit-int8"):
         chosen(None, ["int8"])
     with pytest.raises(ConfigError, match=r"no\.yaml cannot be read"):
         load_spec(tmp_path / "no.yaml")
@@ -92,11 +92,20 @@ def test_a_file_and_shorthands_are_one_spec(tmp_path: Path) -> None:
         load_spec(path)
 
 
+@pytest.mark.parametrize("name", list(NAMED))
+def test_a_variant_with_a_name_of_its_own_is_what_the_benchmark_s_spec_says(name: str) -> None:
+    spec = chosen(None, [name, "half=bf16"])
+    assert spec is not None
+    assert list(spec.variants) == [name, "half"]
+    (cnn,) = (path for path in SPECS if path.stem == "cnn")
+    assert spec.variants[name] == load_spec(cnn).variants[name], "what was measured"
+
+
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_the_benchmarks_specs_are_specs(path: Path) -> None:
     assert len(load_spec(path).variants) > 10
 
 
-def test_together_they_name_every_pass_but_none_that_there_is_not() -> None:
+def test_together_they_name_every_pass() -> None:
     named = {step.kind for path in SPECS for steps in load_spec(path).variants.values() for step in steps}
-    assert set(KINDS) - named == {"finetune"}
+    assert set(KINDS) == named
