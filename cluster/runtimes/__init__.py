@@ -46,7 +46,4 @@ def load_runtime(store: ArtifactStore, variant: Variant, config: RuntimeConfig) 
     if config.streams == 1:
         runtime: Runtime = load(store, variant, config)
         return runtime
-    lane = config.model_copy(update={"streams": 1})
-    if config.gpu_memory_mib is not None and config.name == "onnxruntime":  # an arena for each lane
-        lane = lane.model_copy(update={"gpu_memory_mib": config.gpu_memory_mib // config.streams})
-    return StreamedRuntime([load(store, variant, lane) for _ in range(config.streams)], variant, config)
+    return StreamedRuntime([load(store, variant, config.lane) for _ in range(config.streams)], variant, config)

@@ -99,6 +99,14 @@ class RuntimeConfig(BaseModel):
         """How many cores it can keep busy; on a GPU, those that feed it."""
         return max(self.threads, self.inter_op_threads) * self.streams
 
+    @property
+    def lane(self) -> RuntimeConfig:
+        """What each stream is loaded with. ONNX Runtime bounds the memory of each; torch that of the process, once."""
+        changes: dict[str, Any] = {"streams": 1}
+        if self.gpu_memory_mib is not None and self.name == "onnxruntime":
+            changes["gpu_memory_mib"] = self.gpu_memory_mib // self.streams
+        return self.model_copy(update=changes)
+
     def __str__(self) -> str:
         """openvino, or openvino 2x4: two streams of four threads; the usual one thread is not said."""
         shape = f" {self.streams}x{self.threads}" if (self.streams, self.threads) != (1, 1) else ""

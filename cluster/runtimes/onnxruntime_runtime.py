@@ -62,10 +62,11 @@ def providers(
         "trt_timing_cache_enable": "True", "trt_timing_cache_path": cache,
         # By the scales in the graph; without a table of calibration it quantizes nothing else.
         "trt_int8_enable": str(precision == "int8"),
-        # As the variant was measured: a bf16 variant in bf16, none in a type that it was not made for.
-        "trt_bf16_enable": str(precision == "bf16"),
-        "trt_cuda_graph_enable": str(graphs),
     }  # fmt: skip
+    if precision == "bf16":  # as the variant was measured: none in a type that it was not made for
+        options |= {"trt_bf16_enable": "True"}
+    if graphs:
+        options |= {"trt_cuda_graph_enable": "True"}
     if memory_mib is not None:
         options |= {"trt_max_workspace_size": str(memory_mib << 20)}
     free = [spec for spec in specs if -1 in spec.shape]

@@ -99,6 +99,20 @@ def test_it_counts_its_cores_and_says_what_it_is(fields: dict[str, object], core
     assert (config.cores, str(config)) == (cores, said)
 
 
+@given(config=configs)
+def test_the_streams_share_what_memory_they_may_have(config: RuntimeConfig) -> None:
+    lane = config.lane
+    assert lane.streams == 1
+    assert RuntimeConfig.model_validate(lane.model_dump()) == lane, "it is a config in its own right"
+    if config.gpu_memory_mib is None:
+        assert lane == config.model_copy(update={"streams": 1})
+    elif config.name == "torch":
+        assert lane.gpu_memory_mib == config.gpu_memory_mib, "of the whole process"
+    else:
+        assert lane.gpu_memory_mib is not None
+        assert config.gpu_memory_mib - config.streams < lane.gpu_memory_mib * config.streams <= config.gpu_memory_mib
+
+
 @given(one=configs, other=configs)
 def test_what_is_said_tells_any_two_apart(one: RuntimeConfig, other: RuntimeConfig) -> None:
     """The search names a choice by it."""
