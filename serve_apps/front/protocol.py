@@ -125,25 +125,24 @@ class LeanProtocol(HttpToolsProtocol):
         """Answer the inference that is on its way."""
         self._answering, self._pending = False, None
         self._record(status)
-        self.server_state.total_requests += 1
-        transport = self.transport
+        state, transport = self.server_state, self.transport
+        state.total_requests += 1
         if transport.is_closing():
             return
-        ending = self._ending = self._ending or self.leaving
-        if ending:
+        if self._ending or self.leaving:
+            self._ending = True
             lines += b"connection: close\r\n"
-        transport.write(b"".join((STATUS_LINE[status], self._common_lines(), self._echo, lines, b"\r\n", body)))
-        if ending:
+        common = LeanProtocol._common if state.default_headers is LeanProtocol._common_of else self._common_lines()
+        transport.write(b"".join((STATUS_LINE[status], common, self._echo, lines, b"\r\n", body)))
+        if self._ending:
             transport.close()
         elif self._behind:
             self.loop.call_soon(self._go_on)
 
     def _common_lines(self) -> bytes:
         """uvicorn makes the headers of every answer, the date among them, anew each second."""
-        headers = self.server_state.default_headers
-        if headers is not LeanProtocol._common_of:
-            LeanProtocol._common_of = headers
-            LeanProtocol._common = b"".join(b"%s: %s\r\n" % header for header in headers)
+        LeanProtocol._common_of = self.server_state.default_headers
+        LeanProtocol._common = b"".join(b"%s: %s\r\n" % header for header in LeanProtocol._common_of)
         return LeanProtocol._common
 
     _common_of: Any = None

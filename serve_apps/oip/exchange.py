@@ -101,13 +101,14 @@ class _Memo:
 
     __slots__ = (
         "json_bytes", "models", "octets_back", "picture", "raw", "request", "row_bytes", "row_dtype", "row_name",
-        "row_shape", "served", "templates", "wishes",
+        "row_shape", "served", "taken", "templates", "wishes",
     )  # fmt: skip
 
     def __init__(self, head: Head, served: Served, models: tuple[Model, ...]) -> None:
         """Raises InvalidRequest for wishes that are none."""
         self.served = served
         self.models = models
+        self.taken = False
         self.wishes = in_headers(head.headers)
         self.templates = served.templates(self.wishes)
         length = head.headers.get(_LENGTH)
@@ -136,18 +137,17 @@ class Inference(Request):
         *, spent_s: float = 0.0,
     ) -> None:  # fmt: skip
         """`spent_s` of its time is over."""
-        wishes = request.wishes
-        timeout_s = wishes.timeout_s or host.default_timeout_s
+        timeout_s, priority, accuracy, tenant = request.wishes
+        timeout_s = timeout_s or host.default_timeout_s
         if spent_s and timeout_s is not None:
             timeout_s -= spent_s
-        accuracy = wishes.accuracy
         if type(accuracy) is float:
             accuracy *= memo.served.floors
-        super().__init__(
-            inputs, _done, models=memo.models, timeout_s=timeout_s,
-            priority=wishes.priority, tenant=wishes.tenant, accuracy=accuracy,
+        Request.__init__(
+            self, inputs, _done, timeout_s=timeout_s, priority=priority, tenant=tenant, accuracy=accuracy,
+            models=memo.models,
         )  # fmt: skip
-        self.wish = (memo.models, accuracy, wishes.tenant)
+        self.wish = (memo.models, accuracy, tenant)
         """What beside the inputs decides the answer: equal ones may share it (serve_apps/cache.py)."""
         self.cached: Any = None
         """The cache that it went through."""
@@ -254,21 +254,33 @@ class Exchange:
     """Where inferences begin. It is what LeanProtocol calls an Endpoint."""
 
     def __init__(self, host: Callable[[], Host], *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
-        self._host = host
+        self._find = host
+        self._found: Host | None = None
         self._max_body_bytes = max_body_bytes
+
+    def _host(self) -> Host:
+        """Looked up at the first request: Serve makes the application before the replica."""
+        if self._found is None:
+            self._found = self._find()
+        return self._found
 
     def takes(self, head: Head) -> bool:
         """Is it an inference, by what is served now, of a size that may be read? Anything else, what is wrong with it
         included, is for the ASGI application to say."""
-        served = self._host().served
-        if served is None or head.target not in served.targets:
-            return False
+        host = self._found
+        memo = head.memo
+        if host is not None and memo is not None and memo.served is host.served:
+            return memo.taken  # type: ignore[no-any-return]  # as it was told below
         try:
+            served = self._host().served
+            if served is None or head.target not in served.targets:
+                return False
             memo = self._memo(head, served)
         except SluiceError:
             return False
         json_alone = not (memo.raw or memo.picture or memo.json_bytes)
-        return head.length <= (min(MAX_JSON_BYTES, self._max_body_bytes) if json_alone else self._max_body_bytes)
+        memo.taken = head.length <= (min(MAX_JSON_BYTES, self._max_body_bytes) if json_alone else self._max_body_bytes)
+        return memo.taken
 
     def begin(self, head: Head, body: bytes, reply: Reply) -> Pending | None:
         """See Endpoint.begin."""
