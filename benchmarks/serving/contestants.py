@@ -38,7 +38,7 @@ from cluster.runtimes import RuntimeConfig
 
 HOST = "127.0.0.1"
 PEERS = ("mosec", "litserve", "bentoml")
-DEFAULT = ("ours", "mosec", "litserve", "bentoml", "ray-batch", "ray")
+DEFAULT = ("ours", "ours-direct", "mosec", "litserve", "bentoml", "ray-batch", "ray")
 MAX_BATCH_SIZE = 64
 WAIT_S = 0.002
 MODEL_NAME = "classifier"

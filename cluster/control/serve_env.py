@@ -30,6 +30,8 @@ def throughput_environment(*, haproxy_threads: int = 1) -> dict[str, str]:
         "REPORTER_UPDATE_INTERVAL_MS": "30000",
         # Inferences past Serve's wrapper around each request, on the replica's own port (docs/results/request-path.md).
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": FRONT,
+        # It would also write each request down for a syslog that is not there.
+        "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:514 sample 1:1000000",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(haproxy_threads),
         "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": ",".join(f"{bound:g}" for bound in LATENCY_BUCKETS_MS),
     }
