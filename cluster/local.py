@@ -31,6 +31,7 @@ import psutil
 
 from cluster.control.serve_env import RAY_ENVIRONMENT, throughput_environment
 from cluster.errors import ClusterError, ConfigError
+from cluster.housekeeping import stand_behind
 from cluster.local_supervisor import end_processes
 
 MARK = "SLUICE_CLUSTER_ID"
@@ -214,6 +215,8 @@ class LocalCluster:
     def deploy(self, config: dict[str, Any], *, timeout_s: float = 120.0) -> None:
         """Deploy a Serve config and wait until every application runs. Raises ClusterError with Ray's own message."""
         deploy_config(self.dashboard_address, config, timeout_s=timeout_s)
+        if self._ha_proxy:  # Ray's defaults are left as they are: they are what others are compared with
+            stand_behind(self.pids())
 
     def pids(self) -> list[int]:
         """All processes of this cluster, the supervisor first."""
