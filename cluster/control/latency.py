@@ -26,7 +26,7 @@ _CUT = 3.0
 _UNSEEN_CUT = 2.0
 """A knot not seen before may be wrong by this much: seven times."""
 _LEAST_S = 1e-7
-_PAY = 1.05
+_PAY = 1.08
 """A batch that costs at most this much more per row than the best is as good."""
 _CERTAIN = 3.0
 """Mean deviations between the mean and what `upper` says."""
