@@ -102,8 +102,8 @@ async def checked(
         asked += len(inputs["features"])
         return runtime.infer(inputs)
 
-    host = Host(infer, model_name="rows", max_batch_size=8)
-    host.variant = served
+    host = Host(model_name="rows", max_batch_size=8)
+    host.serve(served, infer)
     async with serving(OipApp(lambda: host)) as address:
         where, _, port = address.partition(":")
         target = target_of(where, int(port), "rows", served, samples)
@@ -136,8 +136,8 @@ def test_an_answer_under_another_name_is_found_out(
 
 def test_an_error_is_no_answer(store: ArtifactStore, variant: Variant, samples: NDArray[np.float32]) -> None:
     async def test() -> None:
-        host = Host(load_runtime(store, variant, RuntimeConfig()).infer, model_name="rows")
-        host.variant = variant
+        host = Host(model_name="rows")
+        host.serve(variant, load_runtime(store, variant, RuntimeConfig()).infer)
         async with serving(OipApp(lambda: host)) as address:
             target = target_of("127.0.0.1", int(address.partition(":")[2]), "another", variant, samples)
             await asyncio.to_thread(check_answers, store, variant, target, samples, RuntimeConfig())
