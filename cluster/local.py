@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -129,8 +130,9 @@ class LocalCluster:
 
     def __init__(
         self, name: str, *, http_port: int = 0, ha_proxy: bool = True, cpus: list[int] | None = None, num_cpus: int = 4,
-        state_dir: Path | None = None,
+        state_dir: Path | None = None, environment: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
+        """`environment` is of Ray and Serve, over what Sluice sets."""
         if not _NAME.fullmatch(name):
             raise ConfigError(f"name={name!r} is no name of a cluster or run; use letters, digits, . _ and -")
         self.name = name
@@ -139,6 +141,7 @@ class LocalCluster:
         self._cpus = cpus or []
         self._num_cpus = num_cpus
         self._wanted_port = http_port
+        self._environment = dict(environment or {})
         self._supervisor: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> LocalCluster:
@@ -181,7 +184,8 @@ class LocalCluster:
             "command": command, "cpus": self._cpus, "temp_dir": temp_dir, "state_file": str(state_file),
             "record": record,
         }  # fmt: skip
-        self.env = serve_environment(ha_proxy=self._ha_proxy, temp_dir=temp_dir, ports=ports[6:10])
+        serve = serve_environment(ha_proxy=self._ha_proxy, temp_dir=temp_dir, ports=ports[6:10])
+        self.env = serve | self._environment
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         self._supervisor = subprocess.Popen(
             [sys.executable, "-m", "cluster.local_supervisor", json.dumps(spec)],
