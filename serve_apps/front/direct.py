@@ -7,6 +7,11 @@ client that keeps few of them is balanced less evenly.
 
 A replica that is told to stop goes on answering for a while, and with each answer asks the client to come back on a new
 connection, which a replica that stays may take; then it stops to listen, answers what is under way, and ends.
+
+A socket that stops to listen takes with it what the kernel has accepted for it already, and a connection that is closed
+takes with it the request that is on its way: those clients would see a reset. So the former are taken in first, and a
+connection without a request is given a moment for one. (What is left is a handshake that is half done at that moment:
+the kernel hands it on to another replica if net.ipv4.tcp_migrate_req is 1, else that client's connect is refused.)
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -24,10 +30,16 @@ from serve_apps.front.protocol import LeanProtocol
 _LOOK_S = 0.1
 _KEEP_ALIVE_S = 90
 _BACKLOG = 2048
+_LAST_REQUEST_S = 0.5
+"""How long a client may take from its connect to its request, to be heard by a replica that ends."""
 
 
 class DirectProtocol(LeanProtocol):
     """Connections of the direct port."""
+
+    def shutdown(self) -> None:
+        """A request that is on its way is answered: `leaving` makes it the last."""
+        self.loop.call_later(_LAST_REQUEST_S, super().shutdown)
 
 
 class DirectListener:
@@ -79,6 +91,7 @@ class DirectListener:
         if self._watching is not None:
             self._watching.cancel()
         if self._serving is not None:
+            await self._stop_listening()
             self._server.should_exit = True
             done, _ = await asyncio.wait([self._serving], timeout=timeout_s)
             if not done:
@@ -86,3 +99,18 @@ class DirectListener:
                 await asyncio.wait([self._serving], timeout=1.0)
             self._serving = None
         self._socket.close()
+
+    async def _stop_listening(self) -> None:
+        """What the kernel has accepted for this socket is still ours."""
+        accepted = []
+        with suppress(BlockingIOError):
+            while True:
+                accepted.append(self._socket.accept()[0])
+        for server in self._server.servers:  # nothing was awaited since: what comes now comes to another replica
+            server.close()
+        config, state = self._server.config, self._server.server_state
+        for connection in accepted:
+            with suppress(OSError):  # its client left
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: DirectProtocol(config=config, server_state=state, app_state={}), connection
+                )

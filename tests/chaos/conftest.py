@@ -1,18 +1,25 @@
-"""Results of chaos and soak runs, kept under docs/results with their date and machine."""
+"""Results of chaos and soak runs, kept under docs/results with their date and machine; two variants to choose from."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from cluster.artifacts import ArtifactStore
 from cluster.hardware import fingerprint
+from cluster.variants import Variant
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs/results"
+COMMANDS = {"chaos": "make chaos", "soak": "make soak", "switches": "make chaos", "overload": "make soak"}
+"""What measures it."""
 
 
 @pytest.fixture(scope="session")
@@ -28,8 +35,8 @@ def results() -> Iterator[dict[str, list[dict[str, Any]]]]:
         lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
         lines += ["| " + " | ".join(str(row.get(name, "")) for name in columns) + " |" for row in rows]
         facts = ", ".join(f"{key}: {value}" for key, value in fingerprint().items())
-        text = f"# {title}, {date.today():%Y-%m-%d}\n\n`make {title}`\n\n{{}}\n\nMachine: {facts}\n"
-        text = text.replace("{}", "\n".join(lines))
+        table = "\n".join(lines)
+        text = f"# {title}, {date.today():%Y-%m-%d}\n\n`{COMMANDS[title]}`\n\n{table}\n\nMachine: {facts}\n"
         stem.with_suffix(".md").write_text(text)
 
 
@@ -41,3 +48,37 @@ def record(results: dict[str, list[dict[str, Any]]]) -> Callable[..., None]:
         results.setdefault(title, []).append(row)
 
     return add
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two variants of one model."""
+
+    store: ArtifactStore
+    accurate: Variant
+    fast: Variant
+    pictures: NDArray[np.uint8]
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Classifiers of the embedded digits: one as it is, one of half the width that was trained for a third as long."""
+    from train_jobs import datasets, loop, recipes
+    from train_jobs.compression.compress import build_variants
+    from train_jobs.compression.spec import CompressSpec
+    from train_jobs.compression.trained import of_run
+    from train_jobs.models.cnn import CNNConfig
+
+    dataset = datasets.load("digits")
+    store = ArtifactStore(tmp_path_factory.mktemp("pair"))
+    made = []
+    for name, width, epochs in (("accurate", 1.0, 3), ("fast", 0.5, 1)):
+        config = recipes.cnn_digits().model_copy(
+            update={"recipe": name, "model": CNNConfig(width=width), "epochs": epochs}
+        )
+        model = loop.train(config, dataset).model
+        variants = build_variants(store, of_run(model, config, dataset), dataset, CompressSpec())
+        made += [variant for variant in variants if variant.name.endswith("/fp32")]
+    accurate, fast = made
+    assert accurate.accuracies[0].value > fast.accuracies[0].value
+    return Pair(store, accurate, fast, dataset.x_test)

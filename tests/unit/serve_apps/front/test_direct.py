@@ -106,6 +106,32 @@ def test_what_is_under_way_is_answered_before_it_ends(endpoint: Held) -> None:
     run(test())
 
 
+def test_who_is_connected_when_it_ends_is_still_heard(endpoint: Held) -> None:
+    """Half of them wait in the kernel for a listener that will not take another connection, none has sent anything."""
+
+    async def test() -> None:
+        first = DirectListener(app, port=0, host="127.0.0.1")
+        await first.start()
+        second = DirectListener(app, port=first.port, host="127.0.0.1")
+        await second.start()
+        early = [socket.create_connection(("127.0.0.1", first.port)) for _ in range(20)]
+        await asyncio.sleep(0.05)
+        late = [socket.create_connection(("127.0.0.1", first.port)) for _ in range(20)]
+        stopping = asyncio.create_task(first.stop(5.0))
+        await asyncio.sleep(0.2)
+        clients = [await asyncio.open_connection(sock=each) for each in early + late]
+        for _, writer in clients:
+            writer.write(infer(b"a"))
+        answers = [await answer(reader) for reader, _ in clients]
+        assert [body for _, body in answers] == [b"a"] * 40
+        await stopping
+        for _, writer in clients:
+            writer.close()
+        await second.stop(5.0)
+
+    run(test())
+
+
 def test_a_port_that_another_program_has_is_refused_by_name() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
