@@ -61,10 +61,10 @@ bench-serving: $(STAMP) ## Throughput, SLO rate and deadlines beside Mosec, LitS
 	@command -v wrk > /dev/null || [ "$$(id -u)" = 0 ] || { echo "No wrk here; install it: apt-get install wrk"; exit 2; }
 	$(BIN)/python -m benchmarks.serving --output docs/results/$(shell date +%F)-serving
 
-chaos: $(STAMP) ## kill -9 of every kind of process under load; figures into docs/results (about 10 minutes)
+chaos: $(STAMP) ## kill -9 of every kind of process, and a thousand switches of variants, under load; figures into docs/results (about 15 minutes)
 	$(BIN)/python -m pytest tests/chaos tests/integration/test_demo.py -m chaos
 
-soak: $(STAMP) ## SOAK_S seconds (600) of mixed load: memory and descriptors flat; figures into docs/results
+soak: $(STAMP) ## SOAK_S seconds (600) of mixed load, then of twice what can be served: memory and descriptors flat; figures into docs/results
 	$(BIN)/python -m pytest tests/chaos -m soak
 
 clean: ## Remove the virtual environment and caches
