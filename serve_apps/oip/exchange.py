@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from cluster.errors import DeadlineExceeded, NotReady, SluiceError, UnknownModel
+from cluster.errors import DeadlineExceeded, InvalidRequest, NotReady, SluiceError, UnknownModel
 from cluster.tensors import NUMPY_OF_DATATYPE, check_inputs
 from cluster.variants import TensorSpec
 from serve_apps.decoder import Decoder
@@ -42,6 +43,8 @@ _LENGTH = HEADER_LENGTH.encode()
 _JSON = b"content-type: application/json\r\n"
 _OCTETS = b"application/octet-stream"
 _WISHES_KEPT = 64
+_UNPRINTABLE = re.compile(rb"[^\x21-\x7e]")
+_NOT_IN_JSON = ("FP16", "BYTES")
 _log = logging.getLogger("ray.serve")
 
 
@@ -65,9 +68,10 @@ class Served:
         self.targets: dict[bytes, tuple[Model, ...]] = {f"{base}/infer".encode(): models}
         for model in models:
             self.targets[f"{base}/versions/{model.version}/infer".encode()] = (model,)
-        # An id is hexadecimal; a name is checked where a store takes it: neither can end a header line.
         self.lines = {
-            model: b"sluice-variant: %s\r\nsluice-version: %s\r\n" % (model.name.encode(), model.version.encode())
+            # An id is hexadecimal; a name is whatever a manifest says, and must not end the line.
+            model: b"sluice-variant: %s\r\nsluice-version: %s\r\n"
+            % (_UNPRINTABLE.sub(b"?", model.name.encode()), model.version.encode())
             for model in models
         }
 
@@ -115,7 +119,10 @@ class _Memo:
         kind = head.headers.get(b"content-type", b"")
         self.raw = length is None and kind == _OCTETS
         self.picture = length is None and kind.startswith(b"image/")
-        self.octets_back = (self.raw or self.picture) and head.headers.get(b"accept") == _OCTETS
+        self.octets_back = (
+            (self.raw or self.picture) and len(served.outputs) == 1 and served.outputs[0].datatype != "BYTES"
+            and head.headers.get(b"accept") == _OCTETS
+        )  # fmt: skip
         spec = served.inputs[0]
         self.row_name, self.row_shape = spec.name, (1, *spec.shape[1:])
         self.row_dtype = NUMPY_OF_DATATYPE[spec.datatype]
@@ -330,6 +337,8 @@ class Exchange:
         template = memo.templates.of(body, json_bytes) if json_bytes else None
         if template is not None:
             return Inference(host, memo, template.request, _padded(served, template.inputs(body)), template, reply)
+        if (memo.raw or memo.picture) and not memo.octets_back:
+            _refuse_what_json_cannot_say(served)
         if memo.raw:
             if len(body) == memo.row_bytes:  # nearly every one: a single row, nothing left to check
                 tensor: NDArray[np.generic] = np.ndarray(memo.row_shape, memo.row_dtype, body)
@@ -347,6 +356,16 @@ class Exchange:
         if json_bytes:
             memo.templates.learn(body, json_bytes, request)
         return Inference(host, memo, request, _padded(served, request.inputs), None, reply)
+
+
+def _refuse_what_json_cannot_say(served: Served) -> None:
+    """Raises InvalidRequest."""
+    for spec in served.outputs:
+        if spec.datatype in _NOT_IN_JSON:
+            raise InvalidRequest(
+                f"output {spec.name!r} is {spec.datatype}, which JSON cannot carry; send the protocol's request with "
+                "binary_data_output, or accept: application/octet-stream where it is the only output"
+            )
 
 
 def _padded(served: Served, inputs: Arrays) -> Arrays:

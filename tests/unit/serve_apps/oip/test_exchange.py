@@ -88,6 +88,25 @@ def test_raw_rows_are_not_for_models_of_several_inputs() -> None:
     run(test())
 
 
+def test_raw_bytes_come_back_only_where_they_say_enough() -> None:
+    async def test() -> None:
+        host = Host()  # two outputs
+        exchange, body = Exchange(lambda: host), np.array([[1, 2, 3]], np.int32).tobytes()
+        status, lines, text = await answered(exchange, head_of(body, RAW | BACK), body)
+        assert (status, b"application/json" in lines) == (200, True)
+        assert b'"data":[6]' in text
+        half = (TensorSpec(name="h", datatype="FP16", shape=(-1, 3)),)
+        host.serve(variant("half\r\nx: y", outputs=half), lambda x: {"h": x["x"].astype(np.float16)})
+        status, _, text = await answered(exchange, head_of(body, RAW), body)
+        assert (status, b"JSON cannot carry" in text) == (400, True)
+        status, lines, raw = await answered(exchange, head_of(body, RAW | BACK), body)
+        np.testing.assert_array_equal(np.frombuffer(raw, np.float16), [1, 2, 3])
+        assert b"sluice-variant: half??x:?y\r\n" in lines, "a name ends no header line"
+        host.batcher.close()
+
+    run(test())
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_picture_is_decoded_and_answered(broken: bool) -> None:
     async def test() -> None:
