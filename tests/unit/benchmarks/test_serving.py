@@ -287,7 +287,7 @@ def test_a_server_that_dies_says_why() -> None:
 
 def test_names_of_servers() -> None:
     assert contestants.contestant_named("mosec:2").workers == 2
-    assert [contestants.contestant_named(name).workers for name in contestants.DEFAULT] == [1] * 6
+    assert {contestants.contestant_named(name).workers for name in contestants.DEFAULT} == {1}
     for wrong in ("triton", "mosec:0", "mosec:x"):
         with pytest.raises(ConfigError, match="is no server"):
             contestants.contestant_named(wrong)
