@@ -174,9 +174,14 @@ class Curve:
         self._counts = [0.0] * len(self._logs)
 
     def _reach(self, rows: int) -> None:
-        """Knots on both sides of so many rows."""
+        """Knots on both sides of so many rows, as `_fill` would have them."""
         while 1 << (len(self._logs) - 1) < rows:
-            self._logs.append(self._logs[-1] + math.log(2))
+            last_s = math.exp(self._logs[-1])
+            if len(self._logs) > 1:
+                time = last_s + 2 * max(0.0, last_s - math.exp(self._logs[-2]))
+            else:
+                time = last_s * math.sqrt(2)
+            self._logs.append(math.log(time))
             self._counts.append(0.0)
 
     def _read_back(self) -> None:
