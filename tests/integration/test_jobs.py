@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,8 @@ def gauges(cluster: LocalCluster) -> str:
     end, text = time.monotonic() + 60, ""
     while time.monotonic() < end:
         for target in {t for path in found for each in json.loads(path.read_text()) for t in each["targets"]}:
-            with urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as answer:
+            # A target is listed before its agent listens.
+            with suppress(OSError), urllib.request.urlopen(f"http://{target}/metrics", timeout=10) as answer:
                 text += answer.read().decode()
         if "sluice_train_validation" in text:
             return text
