@@ -231,40 +231,52 @@ class LocalCluster:
         return self._supervisor is not None and self._supervisor.poll() is None
 
     def _processes(self) -> list[psutil.Process]:
-        if self._supervisor is None:
-            return []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            supervisor = psutil.Process(self._supervisor.pid)
-            return [supervisor, *supervisor.children(recursive=True)]
-        return []
+        return [] if self._supervisor is None else _with_all_below(self._supervisor.pid)
 
     def cpu_seconds(self) -> float:
         """CPU seconds used so far by all of them that live, Ray's own and HAProxy included."""
-        total = 0.0
-        for process in self._processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                total += times.user + times.system
-        return total
+        return 0.0 if self._supervisor is None else cpu_seconds_below(self._supervisor.pid)
 
     def stop(self) -> None:
         """End it and everything below it; a second call does nothing."""
         if self._supervisor is None:
             return
         supervisor, self._supervisor = self._supervisor, None
-        if supervisor.stdin is not None:
-            supervisor.stdin.close()
-        with contextlib.suppress(ProcessLookupError):
-            supervisor.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            supervisor.wait(timeout=30.0)
-        if supervisor.stdout is not None:
-            supervisor.stdout.close()
+        end_supervisor(supervisor)
         # If it could not do its work (killed, say), what is left is found by our own mark, never by the name alone:
         # that may be another cluster's by now.
         for record in list_clusters(self.state_dir):
             if record.cluster_id == self.cluster_id:
                 _end(record, self.state_dir)
+
+
+def end_supervisor(supervisor: subprocess.Popen[bytes]) -> None:
+    """Have it end what it started, and wait for it."""
+    if supervisor.stdin is not None:
+        supervisor.stdin.close()
+    with contextlib.suppress(ProcessLookupError):
+        supervisor.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        supervisor.wait(timeout=30.0)
+    if supervisor.stdout is not None:
+        supervisor.stdout.close()
+
+
+def _with_all_below(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        top = psutil.Process(pid)
+        return [top, *top.children(recursive=True)]
+    return []
+
+
+def cpu_seconds_below(pid: int) -> float:
+    """CPU seconds used so far by a process and all below it that live."""
+    total = 0.0
+    for process in _with_all_below(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def _listening(port: int) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ _GCS = "wget --tries 1 -T 2 -q -O- http://localhost:8265/api/gcs_healthz | grep 
 _PROXY = "wget --tries 1 -T 2 -q -O- http://localhost:{port}/-/healthz | grep success"
 
 
+def _purposes(ports: Mapping[str, int]) -> dict[int, str]:
+    return {port: purpose for purpose, port in ports.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class KubernetesSettings:
     """What the cluster adds to a plan: names, sizes, and where the artifact store is mounted."""
@@ -70,7 +75,7 @@ class KubernetesSettings:
             )
         if not self.store_path.startswith("/"):
             raise ConfigError(f"store_path={self.store_path!r} is not absolute; a volume is mounted at /some/path")
-        taken = {port: purpose for purpose, port in (_HEAD_PORTS | _NODE_PORTS).items()}
+        taken = _purposes(_HEAD_PORTS | _NODE_PORTS)
         if not 0 < self.http_port < 65536 or self.http_port in taken:
             why = f"taken by {taken[self.http_port]}" if self.http_port in taken else "no TCP port"
             raise ConfigError(f"http_port={self.http_port} is {why}; 8000 is Serve's own")
@@ -106,7 +111,7 @@ def worker_group(plan: Plan, settings: KubernetesSettings) -> WorkerGroup:
     Raises ConfigError when the bounds contradict each other or the plan; no rule of the CRD looks at that.
     """
     cpus = math.ceil(plan.num_cpus_per_replica)
-    gpus = 1 if plan.runtime.device != "cpu" else 0  # as control/serve_config.py asks for each replica
+    gpus = plan.runtime.num_gpus
     # Ray counts CPUs in 1/10000.
     per_pod = 1 if gpus else cpus * 10_000 // max(1, round(plan.num_cpus_per_replica * 10_000))
     needed = math.ceil(plan.num_replicas / per_pod)
@@ -170,7 +175,7 @@ def render_direct_service(plan: Plan, settings: KubernetesSettings | None = None
     settings = settings or KubernetesSettings()
     if plan.direct_port is None:
         return None
-    taken = {port: purpose for purpose, port in ({"serve": settings.http_port} | _HEAD_PORTS | _NODE_PORTS).items()}
+    taken = _purposes({"serve": settings.http_port} | _HEAD_PORTS | _NODE_PORTS)
     if plan.direct_port in taken:
         raise ConfigError(
             f"direct_port={plan.direct_port} is {taken[plan.direct_port]}'s in these pods; choose another, say 8010"

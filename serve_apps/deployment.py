@@ -28,7 +28,7 @@ from serve_apps.front import serve_hook
 from serve_apps.front.direct import DirectListener
 from serve_apps.front.protocol import LeanProtocol
 from serve_apps.loading import Loaded, best_first, load
-from serve_apps.oip.exchange import Inference, Served
+from serve_apps.oip.exchange import Inference, Served, still_loading
 from serve_apps.oip.routes import OipApp
 from serve_apps.pending import Counters
 from serve_apps.sequences import SequenceBuckets
@@ -115,7 +115,7 @@ class ModelHost:
     @property
     def _told(self) -> Loaded:
         if self._first is None:
-            raise NotReady("this replica is still loading; send the request again, another one will take it")
+            raise still_loading()
         return self._first
 
     @property
@@ -140,7 +140,7 @@ class ModelHost:
 
     def _running(self) -> Batcher:
         if self._batcher is None:
-            raise NotReady("this replica is still loading; send the request again, another one will take it")
+            raise still_loading()
         return self._batcher
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

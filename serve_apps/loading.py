@@ -99,11 +99,7 @@ def _warm_up(runtime: Runtime, variant: Variant, max_batch_size: int) -> dict[in
     powers = [1 << k for k in range(max_batch_size.bit_length())]  # first, in case that the time runs out
     seconds = {}
     for size in dict.fromkeys([*powers, *range(1, max_batch_size + 1)]):
-        inputs = {
-            spec.name: np.zeros(variant.example_shape(spec, size), NUMPY_OF_DATATYPE[spec.datatype])
-            for spec in variant.inputs
-        }
-        infer = partial(_seconds, runtime, inputs)
+        infer = partial(_seconds, runtime, _noughts(variant, size))
         first = infer()
         if size in powers or size == max_batch_size:
             left = end - time.monotonic()
@@ -121,13 +117,18 @@ def _warm_buckets(runtime: Runtime, variant: Variant, end: float) -> None:
     for length in buckets.lengths[:-1] if buckets is not None else ():
         if time.monotonic() > end:
             return
-        inputs = {}
-        for spec in variant.inputs:
-            shape = list(variant.example_shape(spec, 1))
-            if variant.sequence is not None and spec == variant.inputs[0]:
-                shape[variant.sequence.axis] = length
-            inputs[spec.name] = np.zeros(shape, NUMPY_OF_DATATYPE[spec.datatype])
-        runtime.infer(inputs)
+        runtime.infer(_noughts(variant, 1, length))
+
+
+def _noughts(variant: Variant, rows: int, length: int | None = None) -> dict[str, NDArray[np.generic]]:
+    """A batch; its sequences of that length, or their longest."""
+    inputs: dict[str, NDArray[np.generic]] = {}
+    for spec in variant.inputs:
+        shape = list(variant.example_shape(spec, rows))
+        if length is not None and variant.sequence is not None and spec == variant.inputs[0]:
+            shape[variant.sequence.axis] = length
+        inputs[spec.name] = np.zeros(shape, NUMPY_OF_DATATYPE[spec.datatype])
+    return inputs
 
 
 def _seconds(runtime: Runtime, inputs: dict[str, NDArray[np.generic]]) -> float:

@@ -10,18 +10,15 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import psutil
-
 from cluster.errors import ClusterError
+from cluster.local import cpu_seconds_below, end_supervisor
 
-_END_S = 30.0
 _WORDS = "its last words: "
 
 
@@ -43,18 +40,6 @@ class Started:
         return cpu_seconds_below(self._supervisor.pid)
 
 
-def cpu_seconds_below(pid: int) -> float:
-    """CPU seconds of a process and all below it that live."""
-    total = 0.0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        top = psutil.Process(pid)
-        for process in [top, *top.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                total += times.user + times.system
-    return total
-
-
 @contextlib.contextmanager
 def started(command: Sequence[str], environment: Mapping[str, str], cores: Sequence[int]) -> Iterator[Started]:
     """Run `command` on `cores` (none: on any) until the end of the block."""
@@ -73,12 +58,5 @@ def started(command: Sequence[str], environment: Mapping[str, str], cores: Seque
     try:
         yield Started(supervisor)
     finally:
-        assert supervisor.stdin is not None
-        assert supervisor.stdout is not None
-        supervisor.stdin.close()
-        with contextlib.suppress(ProcessLookupError):
-            supervisor.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            supervisor.wait(timeout=_END_S)
-        supervisor.stdout.close()
+        end_supervisor(supervisor)
         shutil.rmtree(folder, ignore_errors=True)

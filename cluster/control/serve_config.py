@@ -44,7 +44,7 @@ def serve_config(plan: Plan, *, http_host: str = "0.0.0.0", http_port: int = 800
                         "ray_actor_options": {
                             "num_cpus": plan.num_cpus_per_replica,
                             # Ray hides every GPU from a replica that asks for none.
-                            **({"num_gpus": 1} if plan.runtime.device != "cpu" else {}),
+                            **({"num_gpus": plan.runtime.num_gpus} if plan.runtime.num_gpus else {}),
                         },
                         "user_config": {
                             "max_batch_size": plan.max_batch_size,

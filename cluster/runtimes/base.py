@@ -107,6 +107,11 @@ class RuntimeConfig(BaseModel):
             changes["gpu_memory_mib"] = self.gpu_memory_mib // self.streams
         return self.model_copy(update=changes)
 
+    @property
+    def num_gpus(self) -> int:
+        """What a replica asks Ray and Kubernetes for."""
+        return 0 if self.device == "cpu" else 1
+
     def __str__(self) -> str:
         """openvino, or openvino 2x4: two streams of four threads; the usual one thread is not said."""
         shape = f" {self.streams}x{self.threads}" if (self.streams, self.threads) != (1, 1) else ""

@@ -22,7 +22,6 @@ from starlette.middleware import Middleware
 
 from serve_apps.front.protocol import LeanProtocol
 
-IMPORT_PATH = "serve_apps.front.serve_hook:install"
 _PROTOCOL = "serve_apps.front.protocol:LeanProtocol"
 _FLUSH_S = 1.0
 _LATENCIES_PER_FLUSH = 500

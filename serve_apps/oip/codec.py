@@ -55,7 +55,7 @@ def decode(
     if request_id is not None and type(request_id) is not str:
         raise InvalidRequest(f"id={_brief.repr(request_id)} must be a string")
     binary = _flag(parameters, "binary_data_output", False)
-    wanted = _wanted(request.get("outputs"), binary, outputs)
+    wanted = wanted_outputs(request.get("outputs"), binary, outputs)
     return InferRequest(request_id, inputs, wanted, wishes(parameters, otherwise))
 
 
@@ -252,8 +252,9 @@ def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def _wanted(asked: Any, binary: bool, outputs: Iterable[TensorSpec]) -> dict[str, bool]:
-    """Name -> raw bytes? for each output that the request wants; without a list, for all of them."""
+def wanted_outputs(asked: Any, binary: bool, outputs: Iterable[TensorSpec]) -> dict[str, bool]:
+    """Name -> raw bytes? for each output that the request wants; without a list, for all of them. Raises InvalidRequest
+    for one that is not there, or cannot be sent that way."""
     known = {spec.name: spec.datatype for spec in outputs}
     wanted = {}
     if asked is None or asked == []:

@@ -24,7 +24,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from cluster.errors import DeadlineExceeded, InvalidRequest, NotReady, SluiceError, UnknownModel
+from cluster.errors import DeadlineExceeded, NotReady, SluiceError, UnknownModel
 from cluster.tensors import NUMPY_OF_DATATYPE, check_inputs
 from cluster.variants import TensorSpec
 from serve_apps.decoder import Decoder
@@ -32,7 +32,7 @@ from serve_apps.executor import Answer, Model, Request
 from serve_apps.front.endpoint import Pending, Reply
 from serve_apps.front.head import Head
 from serve_apps.images import from_picture, from_raw, picture_input, single_input
-from serve_apps.oip.codec import HEADER_LENGTH, MAX_JSON_BYTES, InferRequest, decode, encode_response
+from serve_apps.oip.codec import HEADER_LENGTH, MAX_JSON_BYTES, InferRequest, decode, encode_response, wanted_outputs
 from serve_apps.oip.templates import Template, Templates, check_rows, raw_parts
 from serve_apps.oip.wishes import Wishes, in_headers
 from serve_apps.sequences import SequenceBuckets
@@ -44,7 +44,6 @@ _JSON = b"content-type: application/json\r\n"
 _OCTETS = b"application/octet-stream"
 _WISHES_KEPT = 64
 _UNPRINTABLE = re.compile(rb"[^\x21-\x7e]")
-_NOT_IN_JSON = ("FP16", "BYTES")
 _log = logging.getLogger("ray.serve")
 
 
@@ -100,11 +99,24 @@ class Host(Protocol):
         """Its counterpart."""
 
 
+def still_loading() -> NotReady:
+    """What is said while nothing is served yet."""
+    return NotReady("this replica is still loading; send the request again, another one will take it")
+
+
+def served_by(host: Host) -> Served:
+    """Raises NotReady while nothing is."""
+    served = host.served
+    if served is None:
+        raise still_loading()
+    return served
+
+
 class _Memo:
     """What a head says, for one set of models."""
 
     __slots__ = (
-        "json_bytes", "models", "octets_back", "picture", "raw", "request", "row_bytes", "row_dtype", "row_name",
+        "_request", "json_bytes", "models", "octets_back", "picture", "raw", "row_bytes", "row_dtype", "row_name",
         "row_shape", "served", "taken", "templates", "wishes",
     )  # fmt: skip
 
@@ -119,19 +131,24 @@ class _Memo:
         kind = head.headers.get(b"content-type", b"")
         self.raw = length is None and kind == _OCTETS
         self.picture = length is None and kind.startswith(b"image/")
-        self.octets_back = (
-            (self.raw or self.picture) and len(served.outputs) == 1 and served.outputs[0].datatype != "BYTES"
-            and head.headers.get(b"accept") == _OCTETS
-        )  # fmt: skip
+        plain_body = self.raw or self.picture
+        self.octets_back = plain_body and len(served.outputs) == 1 and head.headers.get(b"accept") == _OCTETS
         spec = served.inputs[0]
         self.row_name, self.row_shape = spec.name, (1, *spec.shape[1:])
         self.row_dtype = NUMPY_OF_DATATYPE[spec.datatype]
         plain = len(served.inputs) == 1 and spec.shape[:1] == (-1,) and self.row_dtype.kind in "iuf"
         plain = plain and all(size > 0 for size in self.row_shape)
         self.row_bytes = math.prod(self.row_shape) * self.row_dtype.itemsize if plain else -1
-        # Of bodies that say nothing but their tensor:
-        self.request = InferRequest(None, {}, {spec.name: False for spec in served.outputs}, self.wishes)
         self.json_bytes = int(length) if length is not None and length.isdigit() and len(length) < 16 else 0
+        self._request: InferRequest | None = None
+
+    @property
+    def request(self) -> InferRequest:
+        """Of bodies that say nothing but their tensor. Raises InvalidRequest if the outputs cannot be sent so."""
+        if self._request is None:
+            outputs = wanted_outputs(None, self.octets_back, self.served.outputs)
+            self._request = InferRequest(None, {}, outputs, self.wishes)
+        return self._request
 
 
 class Inference(Request):
@@ -186,11 +203,8 @@ class Inference(Request):
             body = array.tobytes()
             return 200, b"content-type: %s\r\n%scontent-length: %d\r\n" % (_OCTETS, lines, len(body)), body
         template = self._template
-        if template is None:
-            body, json_bytes = self._body(outputs, model)
-            return 200, _lines(lines, json_bytes, len(body)), body
-        parts = raw_parts(self._request, outputs)
-        if parts is None:
+        parts = raw_parts(self._request, outputs) if template is not None else None
+        if template is None or parts is None:
             body, json_bytes = self._body(outputs, model)
             return 200, _lines(lines, json_bytes, len(body)), body
         key = (model, *(array.shape for array in outputs.values()))
@@ -212,8 +226,9 @@ class _Picture:
     def __init__(self, host: Host, memo: _Memo, body: bytes, reply: Reply) -> None:
         """Raises SluiceError if it can't be begun."""
         if host.decoder is None:
-            raise NotReady("this replica is still loading; send the request again, another one will take it")
+            raise still_loading()
         wanted = picture_input(memo.served.inputs)
+        self._request = memo.request  # refuses what cannot be answered before anything is decoded
         self._host, self._memo, self._reply, self._name = host, memo, reply, wanted.name
         self._inference: Inference | None = None
         self._began = time.monotonic()
@@ -229,7 +244,7 @@ class _Picture:
             if timeout_s is not None and timeout_s <= spent_s:
                 raise DeadlineExceeded("the timeout ran out while the picture was decoded")
             check_inputs(memo.served.inputs, inputs)
-            inference = Inference(self._host, memo, memo.request, inputs, None, self._reply, spent_s=spent_s)
+            inference = Inference(self._host, memo, self._request, inputs, None, self._reply, spent_s=spent_s)
             self._host.put(inference)
             self._inference = inference
         except SluiceError as error:
@@ -329,16 +344,12 @@ class Exchange:
 
     def _inference(self, host: Host, head: Head, body: bytes, reply: Reply) -> Inference | _Picture:
         """Raises SluiceError."""
-        served = host.served
-        if served is None:
-            raise NotReady("this replica is still loading; send the request again, another one will take it")
+        served = served_by(host)
         memo = self._memo(head, served)  # of what is served now: it may have been switched while the body came
         json_bytes = memo.json_bytes
         template = memo.templates.of(body, json_bytes) if json_bytes else None
         if template is not None:
             return Inference(host, memo, template.request, _padded(served, template.inputs(body)), template, reply)
-        if (memo.raw or memo.picture) and not memo.octets_back:
-            _refuse_what_json_cannot_say(served)
         if memo.raw:
             if len(body) == memo.row_bytes:  # nearly every one: a single row, nothing left to check
                 tensor: NDArray[np.generic] = np.ndarray(memo.row_shape, memo.row_dtype, body)
@@ -356,16 +367,6 @@ class Exchange:
         if json_bytes:
             memo.templates.learn(body, json_bytes, request)
         return Inference(host, memo, request, _padded(served, request.inputs), None, reply)
-
-
-def _refuse_what_json_cannot_say(served: Served) -> None:
-    """Raises InvalidRequest."""
-    for spec in served.outputs:
-        if spec.datatype in _NOT_IN_JSON:
-            raise InvalidRequest(
-                f"output {spec.name!r} is {spec.datatype}, which JSON cannot carry; send the protocol's request with "
-                "binary_data_output, or accept: application/octet-stream where it is the only output"
-            )
 
 
 def _padded(served: Served, inputs: Arrays) -> Arrays:

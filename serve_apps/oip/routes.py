@@ -17,12 +17,12 @@ from urllib.parse import unquote
 
 import orjson
 
-from cluster.errors import NotReady, PayloadTooLarge, SluiceError, UnknownModel
+from cluster.errors import PayloadTooLarge, SluiceError, UnknownModel
 from cluster.variants import TensorSpec, Variant
 from serve_apps.front.head import Head
 from serve_apps.oip.codec import HEADER_LENGTH, check_json_size
 from serve_apps.oip.compression import compress, decompress
-from serve_apps.oip.exchange import MAX_BODY_BYTES, Exchange, Host, Served, refusal, unexpected
+from serve_apps.oip.exchange import MAX_BODY_BYTES, Exchange, Host, refusal, served_by, unexpected
 from serve_apps.pending import Counters
 
 Scope = MutableMapping[str, Any]
@@ -206,22 +206,14 @@ def _segments(scope: Scope) -> list[str]:
     return [unquote(part) if raw is not None and "%" in part else part for part in parts] if not first else []
 
 
-def _served(host: ModelHost) -> Served:
-    """Raises NotReady while nothing is."""
-    served = host.served
-    if served is None:
-        raise NotReady("this replica is still loading; send the request again, another one will take it")
-    return served
-
-
 def _versions(host: ModelHost) -> list[str]:
     """What it was told to serve first, then what else is resident, best first."""
     first = host.variant.id
-    return [first, *(model.version for model in _served(host).models if model.version != first)]
+    return [first, *(model.version for model in served_by(host).models if model.version != first)]
 
 
 def _metadata(host: ModelHost) -> dict[str, Any]:
-    served = _served(host)
+    served = served_by(host)
     return {
         "name": host.model_name,
         "versions": _versions(host),
@@ -234,7 +226,7 @@ def _metadata(host: ModelHost) -> dict[str, Any]:
 def _configuration(host: ModelHost) -> dict[str, Any]:
     """How the model is served, in the form of Triton's model configuration extension: what it has no field for stands
     under `parameters`, as strings."""
-    served, variant, config = _served(host), host.variant, host.config
+    served, variant, config = served_by(host), host.variant, host.config
     runtime = config["runtime"]
     rest = {
         "variant": variant.name,
@@ -288,13 +280,17 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 def _get(method: str, value: dict[str, Any], status: int = 200) -> Answer:
     if method not in ("GET", "HEAD"):
         return _not_allowed(method, "GET, HEAD")
-    body = orjson.dumps(value)
-    return status, [_JSON, (b"content-length", b"%d" % len(body))], body
+    return _json(status, value)
 
 
 def _not_allowed(method: str, allowed: str) -> Answer:
-    body = orjson.dumps({"error": f"{method[:20]} is not allowed here; use {allowed}"})
-    return 405, [_JSON, (b"allow", allowed.encode()), (b"content-length", b"%d" % len(body))], body
+    error = {"error": f"{method[:20]} is not allowed here; use {allowed}"}
+    return _json(405, error, (b"allow", allowed.encode()))
+
+
+def _json(status: int, value: dict[str, Any], *headers: tuple[bytes, bytes]) -> Answer:
+    body = orjson.dumps(value)
+    return status, [_JSON, *headers, (b"content-length", b"%d" % len(body))], body
 
 
 def _says_json(headers: dict[bytes, bytes]) -> bool:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from cluster.errors import InvalidRequest
 from cluster.scheduling import AccuracyWish
 
-ACCURACIES: tuple[AccuracyWish, ...] = ("best", "balanced", "fast")
+ACCURACIES: tuple[AccuracyWish, ...] = get_args(AccuracyWish)
 NAMES = ("timeout", "priority", "accuracy", "tenant")
 _HEADERS = {name: f"sluice-{name}".encode() for name in NAMES}
 _SERVE_TIMEOUT = b"x-request-timeout-seconds"
