@@ -177,7 +177,7 @@ class Batcher:
         request.deadline = deadline = math.inf if timeout_s is None else now + timeout_s
         cost_s = request.rows * curve.row_s
         if timeout_s is not None and curve.known:
-            delay_s = self._delay_s(queue, deadline, cost_s, now)
+            delay_s = queue.caution.factor * self._delay_s(queue, deadline, cost_s, now)
             least_s = lane.least_s(min(request.rows, self.max_batch_size))
             if delay_s + least_s > timeout_s and not self._may_try(request, curve, now):
                 raise self._too_late(delay_s + least_s, timeout_s)
@@ -316,6 +316,7 @@ class Batcher:
             left_s = request.deadline - now
             error = self._late(f"{left_s:.3g} s before its timeout it could not be executed any more", left_s)
         self.counters.expired += 1
+        request.queue.caution.missed()
         self._finish(request, error)
 
     def _observe_pressure(self, now: float) -> None:
@@ -346,6 +347,10 @@ class Batcher:
                 self._settle(request, outcome)
             else:
                 counters.answered += 1
+                if now > request.deadline:
+                    request.queue.caution.missed()
+                else:
+                    request.queue.caution.kept()
                 self._finish(request, Answer(outcome, model))
 
     def _goes_on(self, request: Request, model: Model, outcomes: list[Outputs | SluiceError], now: float) -> bool:
@@ -372,6 +377,7 @@ class Batcher:
         """Nobody executes it any more."""
         if isinstance(error, DeadlineExceeded):
             self.counters.expired += 1
+            request.queue.caution.missed()
         elif isinstance(error, Overloaded):
             self.counters.evicted += 1
         else:

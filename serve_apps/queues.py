@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+from cluster.control.admission import Caution
 from cluster.control.latency import Curve
 from cluster.scheduling import PriorityClass
 from serve_apps.executor import RUNS, Model, Request
@@ -80,7 +81,8 @@ class ClassQueue:
     """The lanes of one class, and its account."""
 
     __slots__ = (
-        "arrivals", "floor_due", "lanes", "latest", "live", "portion", "rank", "spec", "tag", "usage", "work_s",
+        "arrivals", "caution", "floor_due", "lanes", "latest", "live", "portion", "rank", "spec", "tag", "usage",
+        "work_s",
     )  # fmt: skip
 
     def __init__(self, spec: PriorityClass, rank: int, portion: float, tag: float) -> None:
@@ -89,6 +91,7 @@ class ClassQueue:
         self.portion = portion
         self.tag = tag
         """Executor seconds used, divided by the portion."""
+        self.caution = Caution()
         self.usage = Meter()
         """Executor seconds per second."""
         self.lanes: dict[tuple[object, ...], Lane] = {}

@@ -63,12 +63,15 @@ class Waiting:
     def rearrange(self, scheduling: Scheduling) -> None:
         """Queue what waits anew, by these rules."""
         before = [entry for queue in self._classes for entry in queue.entries()]
-        tags = {queue.spec.name: queue.tag for queue in self._classes}
+        known = {queue.spec.name: queue for queue in self._classes}
         self._scheduling = scheduling
         self._classes = [
-            ClassQueue(spec, rank, portion, tags.get(spec.name, self._now_served))
+            ClassQueue(spec, rank, portion, known[spec.name].tag if spec.name in known else self._now_served)
             for rank, (spec, portion) in enumerate(zip(scheduling.classes, scheduling.portions, strict=True))
         ]
+        for queue in self._classes:
+            if queue.spec.name in known:
+                queue.caution = known[queue.spec.name].caution
         self._ranks = [scheduling.rank(priority) for priority in range(len(self._classes) + 1)]
         self._shared_slots = sum(spec.slots for spec in scheduling.classes)
         self._owners = [queue for queue in self._classes for _ in range(queue.spec.streams)]

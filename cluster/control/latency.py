@@ -2,10 +2,10 @@
 
 A curve is a time at each power of two, straight between them, kept as logarithms: a machine that is twice as slow is
 one shift. Each batch moves the two knots beside its size by a part of what the curve was wrong by, and drags the others
-along: fully where nothing was seen yet, a little where much was. What is wrong by much more than usual is cut to three
-mean deviations (Huber), so that one batch which met a garbage collection moves the curve no more than a somewhat slow
-one, while a change that lasts, several batches on the same side, is followed within ten or so. Read back, a curve never
-falls: knots that do are averaged (pool adjacent violators).
+along: a little where much was seen, and where nothing was, as far as the nearest one that was. What is wrong by much
+more than usual is cut to three mean deviations (Huber), so that one batch which met a garbage collection moves it no
+more than a somewhat slow one, while a change that lasts, several batches on the same side, is followed within ten or
+so. Read back, a curve never falls: knots that do are averaged (pool adjacent violators).
 """
 
 from __future__ import annotations
@@ -137,20 +137,21 @@ class Curve:
     def _move(self, left: int, right: int, part: float, error: float, usual: float, least: float) -> None:
         near = {left: 1 - part, right: part} if right != left else {left: 1.0}
         scale = sum(weight * weight for weight in near.values())
-        moved = 0.0
+        moves: dict[int, float] = {}
         settled = min(self._counts[knot] for knot in near) >= _SETTLED
+        seen = [knot for knot, count in enumerate(self._counts) if count >= 1 and knot not in near]
         for knot, weight in near.items():
             cut = usual if self._counts[knot] >= 1 else max(usual, _UNSEEN_CUT)
             rate = max(least, 1 / (self._counts[knot] + 1))
-            move = min(max(error, -cut), cut) * rate * weight / scale
-            self._logs[knot] += move
+            moves[knot] = min(max(error, -cut), cut) * rate * weight / scale
             self._counts[knot] += weight * min(1.0, cut / max(abs(error), _LEAST_S))
-            moved += move * weight
         # What a knot learns at first is the curve's shape; only later it is the machine's speed, which all share.
-        drag = _DRAG if settled else 0.0
-        for knot, count in enumerate(self._counts):
-            if knot not in near:
-                self._logs[knot] += moved * (drag if count >= 1 else 1.0)
+        dragged = sum(moves[knot] * weight for knot, weight in near.items()) * (_DRAG if settled else 0.0)
+        moves |= dict.fromkeys(seen, dragged)
+        for knot in range(len(self._logs)):
+            # What was never seen stays beside its nearest neighbour that was: pulled along by one further off, past a
+            # neighbour that stays, it would seem cheaper or dearer than anybody has seen.
+            self._logs[knot] += moves[min(moves, key=lambda other: abs(other - knot))]
 
     def _fill(self, points: list[tuple[int, float]]) -> None:
         """Knots through these points; beyond them half as steep as rows alone, or as steep as the last two are."""

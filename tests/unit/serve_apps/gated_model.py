@@ -69,14 +69,16 @@ def model_of(*infer: Infer, accuracy: float = 0.9, name: str = "m", **fields: An
 
 
 class WatchedBatcher(Batcher):
-    """Counts the batches whose outcomes have been handed out. `timeless`: by its clock they took no time, so that what
-    was learnt of them decides nothing."""
+    """Counts the batches whose outcomes have been handed out. `timeless`: nothing is learnt of how long they
+    took, so that it decides nothing."""
 
     handled = 0
     timeless = False
 
     def __init__(self, *models: Infer | Model, **options: Any) -> None:
         super().__init__([each if isinstance(each, Model) else model_of(each) for each in models], **options)
+        account = self._waiting.account
+        self._waiting.account = lambda batch, now, *, learn: account(batch, now, learn=learn and not self.timeless)  # type: ignore[method-assign]
 
     def _done(self, thread: int, outcomes: Any) -> None:
         batch = self._running[thread]

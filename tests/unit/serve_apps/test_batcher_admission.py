@@ -65,6 +65,25 @@ def test_who_has_become_late_is_refused_when_the_batch_forms(late: str, error: t
     run(test())
 
 
+def test_who_was_late_makes_the_next_forecasts_of_its_class_more_careful() -> None:
+    async def test() -> None:
+        gate, clock = GatedModel(), Clock()
+        batcher = await busy(gate, clock)
+        for n in (1, 2):
+            batcher.submit(rows(n), priority=2, timeout_s=3.5)
+        clock.now += 4
+        batcher._sweep()
+        assert batcher.counters.expired == 2
+        clock.now -= 4  # as it was at first: one second until the executor is free, and at most 1.3 for its own
+        batcher.submit(rows(9), priority=2)
+        with pytest.raises(Overloaded):
+            batcher.submit(rows(3), priority=2, timeout_s=2.35)
+        batcher.submit(rows(4), priority=2, timeout_s=2.45)
+        assert await finish(gate, batcher) == [[4], [9]]
+
+    run(test())
+
+
 def test_a_wrong_belief_that_refuses_everybody_is_tested_now_and_then() -> None:
     async def test() -> None:
         clock = Clock()

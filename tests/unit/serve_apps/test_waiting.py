@@ -230,7 +230,7 @@ def test_at_twice_the_load_the_high_class_is_in_time_and_none_starves() -> None:
     in_time = Counter(request.priority for request, at in simulation.done if at <= request.deadline)
     assert in_time[1] > 0.99 * 10.0 * rates[1]
     assert in_time[2] > 0.7 * 10.0 * rates[2]
-    assert in_time[3] > 0.1 * 10.0 * rates[3]
+    assert in_time[3] > 0.03 * 10.0 * rates[3]
     assert sum(in_time.values()) > 0.93 * 10.0 * capacity_rps
     assert sum(in_time.values()) > 0.98 * len(simulation.done), "what is executed is in time"
     assert len(simulation.late) < 0.25 * simulation.refused.total(), "most are refused when they come"

@@ -140,3 +140,12 @@ def test_a_larger_bound_is_reached() -> None:
     assert curve.limit == 64
     assert curve.seconds(64) > curve.seconds(8)
     assert curve.row_s == pytest.approx(curve.seconds(64) / 64)
+
+
+def test_what_was_never_seen_stays_beside_its_nearest_neighbour() -> None:
+    """Batches of five taking ever so much less say nothing of one row, where those of two have not changed."""
+    curve = Curve(limit=5)
+    for rows in (5, 2, 5, 5, 5, 5, 5, 5):
+        curve.observe(rows, 0.01)
+    assert curve.pays(2) == 2
+    assert curve.seconds(1) > 0.6 * curve.seconds(2)

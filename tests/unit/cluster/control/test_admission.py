@@ -1,0 +1,43 @@
+"""Whatever makes forecasts wrong: of those let in one in a hundred is late in the long run, and calm brings trust back.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.control.admission import MISSES, Caution
+
+
+@pytest.mark.parametrize(("bias", "noise"), [(1.0, 0.3), (1.5, 0.2), (0.7, 0.8)])
+def test_one_in_a_hundred_is_late_in_the_long_run(bias: float, noise: float) -> None:
+    """Let in at the edge: as under overload, where the queue is as long as the forecast allows."""
+    caution, generator, late = Caution(), random.Random(1), []
+    for _ in range(40_000):
+        took = bias * generator.lognormvariate(0, noise) / caution.factor  # of the time that there was
+        late.append(took > 1)
+        (caution.missed if late[-1] else caution.kept)()
+    assert sum(late[20_000:]) / 20_000 == pytest.approx(MISSES, abs=0.004)
+
+
+@given(outcomes=st.lists(st.booleans(), max_size=500))
+def test_it_never_makes_a_forecast_shorter_and_ends_somewhere(outcomes: list[bool]) -> None:
+    caution = Caution()
+    for late in outcomes:
+        before = caution.factor
+        (caution.missed if late else caution.kept)()
+        assert 1.0 <= caution.factor <= 8.0
+        assert caution.factor >= before if late else caution.factor <= before
+
+
+def test_a_calm_time_brings_trust_back() -> None:
+    caution = Caution()
+    for _ in range(100):
+        caution.missed()
+    assert caution.factor == 8.0
+    for _ in range(5000):
+        caution.kept()
+    assert caution.factor == 1.0
