@@ -78,8 +78,8 @@ class AccuracyPolicy(_Strict):
 
 
 DEFAULT_CLASSES = (
-    PriorityClass(name="high", weight=64),
-    PriorityClass(name="normal", weight=8),
+    PriorityClass(name="high", weight=32),
+    PriorityClass(name="normal", weight=4),
     PriorityClass(name="low", weight=1),
 )
 
