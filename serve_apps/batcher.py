@@ -316,7 +316,7 @@ class Batcher:
             left_s = request.deadline - now
             error = self._late(f"{left_s:.3g} s before its timeout it could not be executed any more", left_s)
         self.counters.expired += 1
-        request.queue.caution.missed()
+        request.queue.caution.missed(now)
         self._finish(request, error)
 
     def _observe_pressure(self, now: float) -> None:
@@ -348,7 +348,7 @@ class Batcher:
             else:
                 counters.answered += 1
                 if now > request.deadline:
-                    request.queue.caution.missed()
+                    request.queue.caution.missed(now)
                 else:
                     request.queue.caution.kept()
                 self._finish(request, Answer(outcome, model))
@@ -377,7 +377,7 @@ class Batcher:
         """Nobody executes it any more."""
         if isinstance(error, DeadlineExceeded):
             self.counters.expired += 1
-            request.queue.caution.missed()
+            request.queue.caution.missed(self._clock())
         elif isinstance(error, Overloaded):
             self.counters.evicted += 1
         else:

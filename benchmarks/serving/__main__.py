@@ -6,6 +6,7 @@
 Works: the int8 CNN of 28x28 pictures as raw bytes, and a ResNet-18 of 224x224 that come as JPEG. Phases:
 
 closed    wrk at so many connections: answers a second, p50, p99; beside the bare runtime on one core
+paced     the highest fixed rate with p99 within 50 ms, and within 25 ms, by h2load
 slo       the highest Poisson rate with p99 within 50 ms, and within 25 ms, by our own open-loop generator
 deadline  ours against @serve.batch and against BentoML's adaptive batching, at equal rates under Poisson, bursty and
           traced arrivals: the share answered rightly within the deadline
@@ -47,7 +48,7 @@ from tune_spaces.stages import Cores
 from tune_spaces.training import default_runs_dir, terminated
 
 _SAY = Console(stderr=True, soft_wrap=True, highlight=False).print
-PHASES = ("closed", "slo", "deadline")
+PHASES = ("closed", "paced", "slo", "deadline")
 _OURS = "ours"
 _BATCHING = (_OURS, "ray-batch", "bentoml")
 """Whose deadlines are compared, ours with each of the others."""
@@ -95,6 +96,7 @@ class Benchmark:
     def _visit(self, work: Work, server: Contestant, number: int) -> None:
         """One server of one work: whatever is missing of this round."""
         wanted = self._closed_keys(work, server, number) | self._slo_keys(work, server, number)
+        wanted |= self._paced_keys(work, server, number)
         if not wanted - set(self._cells.cells):
             return
         label = f"round {number + 1} of {self._given.rounds}, {work.name}, {server.name}"
@@ -104,6 +106,7 @@ class Benchmark:
                 self._cells.note("speaks", f"{work.name}/{server.name}", running.speaks)
                 phases.warm(running, self._place)
                 self._closed(work, server, number, running)
+                self._paced(work, server, number, running)
                 self._slo(work, server, number, running)
                 check(running, work)
             self._cells.document.get("failures", {}).pop(label, None)
@@ -128,6 +131,11 @@ class Benchmark:
             return set()
         return {f"{work.name}/{server.name}/slo/{bound * 1e3:g}ms/{number + 1}" for bound in _BOUNDS_S}
 
+    def _paced_keys(self, work: Work, server: Contestant, number: int) -> set[str]:
+        if "paced" not in self._given.phases:
+            return set()
+        return {f"{work.name}/{server.name}/paced/{bound * 1e3:g}ms/{number}" for bound in _BOUNDS_S}
+
     def _closed(self, work: Work, server: Contestant, number: int, running: Running) -> None:
         for connections in self._given.connections if "closed" in self._given.phases else []:
             key = f"{work.name}/{server.name}/closed/{connections}/{number}"
@@ -140,15 +148,28 @@ class Benchmark:
                  f"{cell['p99_s'] * 1e3:.2f} ms{batch}; {cell['failed']} failed; others used "
                  f"{cell['others_share']:.0%} of its cores")  # fmt: skip
 
+    def _paced(self, work: Work, server: Contestant, number: int, running: Running) -> None:
+        if not self._paced_keys(work, server, number) - set(self._cells.cells):
+            return
+        prefix = f"{work.name}/{server.name}"
+        for bound_s, cell in phases.paced(running, _BOUNDS_S, self._most(prefix), self._place).items():
+            self._cells.put(f"{prefix}/paced/{bound_s * 1e3:g}ms/{number}", cell)
+            _SAY(f"  fixed rate, p99 within {bound_s * 1e3:g} ms: {cell['rate_rps']:,.0f} req/s")
+
+    def _most(self, prefix: str) -> float:
+        """Its closed-loop maximum. Raises ConfigError if there is none yet."""
+        most = self._cells.best(f"{prefix}/closed", "rate_rps")
+        if not most > 0:
+            raise ConfigError(f"{prefix} has no closed-loop figure to start from; run the phase `closed` first")
+        return most
+
     def _slo(self, work: Work, server: Contestant, number: int, running: Running) -> None:
         prefix = f"{work.name}/{server.name}"
         for bound_s in _BOUNDS_S if "slo" in self._given.phases else ():
             label, seed = f"{bound_s * 1e3:g}ms", number + 1
             if f"{prefix}/slo/{label}/{seed}" in self._cells:
                 continue
-            most = self._cells.best(f"{prefix}/closed", "rate_rps")
-            if not most > 0:
-                raise ConfigError(f"{prefix} has no closed-loop figure to start from; run the phase `closed` first")
+            most = self._most(prefix)
             near = self._cells.median(f"{prefix}/slo/{label}", "rate_rps")
             cell = phases.slo(running, bound_s, seed, near if near > 0 else None, most, self._place,
                               self._cells.cells[f"client/{number}"]["rate_rps"])  # fmt: skip

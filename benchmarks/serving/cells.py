@@ -1,6 +1,7 @@
 """serving.json: what was measured, a cell at a time, so that an interrupted benchmark goes on where it was.
 
     cells["cnn/mosec/closed/64/0"]          work / server / closed loop / connections / round
+    cells["cnn/mosec/paced/50ms/0"]         .../ highest fixed rate / bound / round
     cells["cnn/mosec/slo/50ms/1"]           .../ SLO rate / bound / seed
     cells["cnn/ours/deadline/bentoml/gamma/0.95/1"]
                                             .../ deadline attainment / in the pair with / arrivals / share / seed

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.serving import wrk
+from benchmarks.serving import h2load, wrk
 from benchmarks.serving.cells import Cell, Cells, Watch
 from benchmarks.serving.contestants import Running
 from benchmarks.serving.works import Work
@@ -122,6 +122,22 @@ def slo(running: Running, bound_s: float, seed: int, near_rps: float | None, max
              if not step.result.client_saturated]  # fmt: skip
     return {"rate_rps": found.median, "is_a_floor": found.at_ceiling, "steps": steps,
             **watch.facts(running.cpu_seconds() - used)}  # fmt: skip
+
+
+def paced(running: Running, bounds_s: Sequence[float], most_rps: float, place: Place) -> dict[float, Cell]:
+    """The highest fixed rate that holds, by bound."""
+    lengths = place.lengths
+    before, used, watch = running.batches(), running.cpu_seconds(), Watch(place.server_cores)
+    rates, seen = h2load.search(
+        lambda rate: h2load.run(
+            running.target, rate_rps=rate, seconds=lengths.slo_s, warmup_s=lengths.warmup_s, cores=place.client_cores
+        ),
+        most_rps, bounds_s,
+    )  # fmt: skip
+    steps = [(each.offered_rps, each.rate_rps, _finite(each.p99_s), each.failed) for each in seen]
+    facts = {"steps": steps, "mean_batch": _mean(before, running.batches()),
+             **watch.facts(running.cpu_seconds() - used)}  # fmt: skip
+    return {bound_s: {"rate_rps": rate, **facts} for bound_s, rate in rates.items()}
 
 
 def trace_file(given: Path | None) -> Path | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.serving.cells import NOISY, Cell, Cells, is_noisy
+from benchmarks.serving.h2load import CONNECTIONS, SHARES
 
 _HOW = """One server at a time, all of its processes on cores {servers}, the client on {client}. Every server runs the
 same file on one ONNX Runtime thread (one replica or worker unless its name says otherwise), in batches of up to 64;
@@ -25,7 +26,8 @@ def markdown(cells: Cells) -> str:
     how = _HOW.format(servers=where["server"], client=where["client"], noisy=f"{NOISY:.0%}")
     lines = ["# Serving, beside other frameworks", "", f"`{document['command']}`, {document['date']}.", "", how, ""]
     for work, facts in document.get("works", {}).items():
-        told = (_alone(cells, work) + _closed(cells, work, settings) + _slo(cells, work, settings)
+        told = (_alone(cells, work) + _closed(cells, work, settings) + _paced(cells, work, settings)
+                + _slo(cells, work, settings)
                 + _deadlines(cells, work, settings) + _speaks(document, work))  # fmt: skip
         if told:
             lines += [f"## {work}: {facts['does']}", "", *told]
@@ -121,6 +123,24 @@ def _floor(found: dict[str, Cell]) -> str:
 
 def _noise(found: dict[str, Cell]) -> str:
     return " *" if any(is_noisy(cell) for cell in found.values()) else ""
+
+
+def _paced(cells: Cells, work: str, settings: dict[str, Any]) -> list[str]:
+    rows = []
+    servers = _servers(cells, work, "paced")
+    for bound in list(dict.fromkeys(b for server in servers for b in _parts(cells, f"{work}/{server}/paced", 0))):
+        mosec = _rounds(cells, f"{work}/mosec/paced/{bound}", "rate_rps")
+        for server in servers:
+            found, rates = (cells.of(f"{work}/{server}/paced/{bound}"),
+                            _rounds(cells, f"{work}/{server}/paced/{bound}", "rate_rps"))  # fmt: skip
+            if found:
+                rows.append((bound, server, _spread(rates.values()) + _noise(found), _ratio(rates, mosec)))
+    if not rows:
+        return []
+    return [f"Fixed rates, h2load, {settings['slo_s']:g} s each: the highest of {len(SHARES)} shares of a server's "
+            f"closed-loop maximum ({', '.join(f'{share:g}' for share in SHARES)}) that it keeps, from {CONNECTIONS} "
+            "connections, with 99% answered within the bound of the sending; 0: none:", "",
+            *table(("p99 within", "server", "req/s", "to Mosec"), rows)]  # fmt: skip
 
 
 def _slo(cells: Cells, work: str, settings: dict[str, Any]) -> list[str]:

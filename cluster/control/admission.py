@@ -2,30 +2,37 @@
 
 A queue under overload is always as long as the forecast allows, so every request let in stands at the edge: with an
 unbiased forecast half of them would be late. The factor by which a forecast is stretched is found from outcomes alone,
-whatever makes the forecast wrong: a step up for each one that was late, a hundredth of that down for each that was not,
-so that in the long run one in a hundred is late (adaptive conformal inference: Gibbs, Candès, NeurIPS 2021, with the
-logarithm of the factor in place of the level).
+whatever makes the forecast wrong: a step up for one that was late, a hundredth of that down for each that was not, so
+that in the long run one in a hundred is late (adaptive conformal inference: Gibbs, Candès, NeurIPS 2021, with the
+logarithm of the factor in place of the level). Those that are late together, for a pause of the machine say, are one
+event and one step: else a tenth of a second would have a class refused for ten.
 """
 
 from __future__ import annotations
 
+import math
+
 MISSES = 0.01
 """Of those let in, so many may be late."""
 _STEP = 0.05
-_MOST = 8.0
+_MOST = 4.0
+_TOGETHER_S = 0.1
 
 
 class Caution:
     """Of one class. `factor` is 1 while forecasts hold."""
 
-    __slots__ = ("factor",)
+    __slots__ = ("_stepped_at", "factor")
 
     def __init__(self) -> None:
         self.factor = 1.0
+        self._stepped_at = -math.inf
 
-    def missed(self) -> None:
+    def missed(self, now: float) -> None:
         """One that was let in was late."""
-        self.factor = min(_MOST, self.factor * (1 + _STEP * (1 - MISSES)))
+        if now - self._stepped_at >= _TOGETHER_S:
+            self._stepped_at = now
+            self.factor = min(_MOST, self.factor * (1 + _STEP * (1 - MISSES)))
 
     def kept(self) -> None:
         """One that was let in was in time."""

@@ -103,6 +103,8 @@ def figures(result: LoadResult, what: list[tuple[str, str]], name: str) -> dict[
         "late_of_answered": round(float(1 - in_time.sum() / max(1, (mine & answered).sum())), 5),
         "by_the_fast": round(float(degraded.sum() / max(1, (fast & answered).sum())), 4),
         "503_with_retry_after": round(float(result.correct[told].mean()), 4) if told.any() else None,
+        "seconds_below_99": int((per_second(result.scheduled_s[in_time], seconds)
+                                 < 0.99 * per_second(result.scheduled_s[mine], seconds)).sum()),
         "fewest_answers_in_a_second": int(per_second(result.scheduled_s[mine & answered], seconds).min()),
         "answer_p50_ms": quantile_ms(result.latency_s[mine & answered], 0.5),
         "answer_p99_ms": quantile_ms(result.latency_s[mine & answered], 0.99),

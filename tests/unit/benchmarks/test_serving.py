@@ -169,6 +169,13 @@ def test_the_page_compares_round_by_round(cells: Cells) -> None:
     assert "| 64 | mosec | 100 [100, 300] * |" in text
 
 
+def test_the_page_tells_fixed_rates(cells: Cells) -> None:
+    for number, rate in enumerate((150.0, 250.0)):
+        cells.put(f"cnn/ours/paced/25ms/{number}", {"rate_rps": rate})
+        cells.put(f"cnn/mosec/paced/25ms/{number}", {"rate_rps": 100.0})
+    assert "| 25ms | ours | 200 [150, 250] | 2.00 |" in report.markdown(cells)
+
+
 def test_the_page_tells_deadlines_pair_by_pair_and_what_failed(cells: Cells) -> None:
     cells.fixed("cnn/bentoml/smaller_maximum_rps", lambda: 700.0)
     cells.fixed("cnn/deadline_s", lambda: 0.05)

@@ -71,10 +71,11 @@ def test_who_was_late_makes_the_next_forecasts_of_its_class_more_careful() -> No
         batcher = await busy(gate, clock)
         for n in (1, 2):
             batcher.submit(rows(n), priority=2, timeout_s=3.5)
-        clock.now += 4
-        batcher._sweep()
+            clock.now += 4
+            batcher._sweep()
+            clock.now -= 3.8
         assert batcher.counters.expired == 2
-        clock.now -= 4  # as it was at first: one second until the executor is free, and at most 1.3 for its own
+        clock.now -= 0.4  # as it was at first: one second until the executor is free, and at most 1.3 for its own
         batcher.submit(rows(9), priority=2)
         with pytest.raises(Overloaded):
             batcher.submit(rows(3), priority=2, timeout_s=2.35)

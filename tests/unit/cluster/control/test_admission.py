@@ -12,32 +12,42 @@ from hypothesis import strategies as st
 from cluster.control.admission import MISSES, Caution
 
 
-@pytest.mark.parametrize(("bias", "noise"), [(1.0, 0.3), (1.5, 0.2), (0.7, 0.8)])
+@pytest.mark.parametrize(("bias", "noise"), [(1.0, 0.3), (1.5, 0.2), (0.7, 0.6)])
 def test_one_in_a_hundred_is_late_in_the_long_run(bias: float, noise: float) -> None:
     """Let in at the edge: as under overload, where the queue is as long as the forecast allows."""
     caution, generator, late = Caution(), random.Random(1), []
-    for _ in range(40_000):
+    for number in range(40_000):
         took = bias * generator.lognormvariate(0, noise) / caution.factor  # of the time that there was
         late.append(took > 1)
-        (caution.missed if late[-1] else caution.kept)()
+        caution.missed(0.2 * number) if late[-1] else caution.kept()
     assert sum(late[20_000:]) / 20_000 == pytest.approx(MISSES, abs=0.004)
 
 
-@given(outcomes=st.lists(st.booleans(), max_size=500))
-def test_it_never_makes_a_forecast_shorter_and_ends_somewhere(outcomes: list[bool]) -> None:
+@given(outcomes=st.lists(st.booleans(), max_size=500), gap_s=st.floats(0, 1))
+def test_it_never_makes_a_forecast_shorter_and_ends_somewhere(outcomes: list[bool], gap_s: float) -> None:
     caution = Caution()
-    for late in outcomes:
+    for number, late in enumerate(outcomes):
         before = caution.factor
-        (caution.missed if late else caution.kept)()
-        assert 1.0 <= caution.factor <= 8.0
+        caution.missed(number * gap_s) if late else caution.kept()
+        assert 1.0 <= caution.factor <= 4.0
         assert caution.factor >= before if late else caution.factor <= before
+
+
+def test_those_that_are_late_together_are_one_event() -> None:
+    once, together, apart = Caution(), Caution(), Caution()
+    once.missed(5.0)
+    for number in range(30):
+        together.missed(5.0 + 0.003 * number)
+        apart.missed(5.0 + 0.11 * number)
+    assert together.factor == once.factor > 1.0
+    assert apart.factor > 3.0
 
 
 def test_a_calm_time_brings_trust_back() -> None:
     caution = Caution()
-    for _ in range(100):
-        caution.missed()
-    assert caution.factor == 8.0
+    for second in range(100):
+        caution.missed(float(second))
+    assert caution.factor == 4.0
     for _ in range(5000):
         caution.kept()
     assert caution.factor == 1.0
