@@ -8,6 +8,7 @@ what was asked for counts as missed, whatever its percentiles say.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -65,20 +66,21 @@ def run(target: Target, *, rate_rps: float, seconds: float, warmup_s: float, cor
     first, *lines = head.split(b"\r\n")
     path = first.split(b" ")[1].decode()
     kept = [line.decode("latin-1") for line in lines if line.split(b":")[0].lower() not in _OWN_HEADERS]
+    whole_s = math.ceil(seconds + warmup_s)  # it takes no fraction
     with tempfile.TemporaryDirectory(prefix="sluice-h2load-") as folder:
         data, log = Path(folder, "body"), Path(folder, "log")
         data.write_bytes(body)
         pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
         command = [
-            *pinned, program(), "--h1", f"-t{max(1, len(cores))}", f"-c{CONNECTIONS}", f"-D{seconds + warmup_s:g}",
+            *pinned, program(), "--h1", f"-t{max(1, len(cores))}", f"-c{CONNECTIONS}", f"-D{whole_s}",
             f"--rps={rate_rps / CONNECTIONS:g}", f"--data={data}", f"--log-file={log}",
             *(word for line in kept for word in ("-H", line)), f"http://{target.host}:{target.port}{path}",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + warmup_s + 60)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=whole_s + 60)
         if done.returncode != 0 or not log.is_file():
             told = (done.stderr or done.stdout)[-400:].strip()
             raise SluiceError(f"h2load ended with code {done.returncode}: {told}")
-        return judge(log.read_text(), rate_rps, seconds, warmup_s)
+        return judge(log.read_text(), rate_rps, whole_s - warmup_s, warmup_s)
 
 
 def judge(log: str, offered_rps: float, seconds: float, warmup_s: float) -> Paced:
