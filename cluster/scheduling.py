@@ -41,7 +41,7 @@ class PriorityClass(_Strict):
     """Executor threads that serve only this class."""
     max_wait_s: float | None = Field(default=1.0, gt=0)
     """Floor against starvation: when its oldest request has waited longer, that one goes next, at most once in this
-    time. None: weights alone decide."""
+    time; and where forecasts refuse all that come, one is let in, and goes next. None: weights alone decide."""
     accuracy: AccuracyWish = "balanced"
     """Where the request says nothing."""
 

@@ -179,7 +179,9 @@ class Batcher:
         if timeout_s is not None and curve.known:
             delay_s = queue.caution.factor * self._delay_s(queue, deadline, cost_s, now)
             least_s = lane.least_s(min(request.rows, self.max_batch_size))
-            if delay_s + least_s > timeout_s and not self._may_try(request, curve, now):
+            if delay_s + least_s > timeout_s and not (
+                self._may_try(request, curve, now) or self._is_owed(request, queue, now)
+            ):
                 raise self._too_late(delay_s + least_s, timeout_s)
         victim = None if waiting.has_place(queue) else self._evict(queue)
         waiting.push(queue, lane, (deadline, next(self._tickets), request), cost_s)
@@ -234,6 +236,16 @@ class Batcher:
         if self._waiting.live or now - curve.checked_at < 1.0:
             return False
         curve.checked_at = now
+        request.sure = True
+        return True
+
+    def _is_owed(self, request: Request, queue: ClassQueue, now: float) -> bool:
+        """The floor against starvation holds at the door too: a class whose every request is refused gets one in."""
+        queue.refused_at = min(queue.refused_at, now)
+        wait_s = queue.spec.max_wait_s
+        if wait_s is None or queue.live or now - queue.refused_at < wait_s:
+            return False
+        queue.owed = request
         request.sure = True
         return True
 

@@ -81,8 +81,8 @@ class ClassQueue:
     """The lanes of one class, and its account."""
 
     __slots__ = (
-        "arrivals", "caution", "floor_due", "lanes", "latest", "live", "portion", "rank", "spec", "tag", "usage",
-        "work_s",
+        "arrivals", "caution", "floor_due", "lanes", "latest", "live", "owed", "portion", "rank", "refused_at",
+        "spec", "tag", "usage", "work_s",
     )  # fmt: skip
 
     def __init__(self, spec: PriorityClass, rank: int, portion: float, tag: float) -> None:
@@ -103,6 +103,10 @@ class ClassQueue:
         """No request stands behind this in the order."""
         self.floor_due = -math.inf
         """Before this its oldest request has no right of way."""
+        self.refused_at = math.inf
+        """When one was first refused since one was executed."""
+        self.owed: Request | None = None
+        """Let in whatever the forecast said, because none had been for so long; it has the right of way."""
 
     def push(self, entry: Entry, lane: Lane, cost_s: float) -> None:
         """Queue up in this lane."""

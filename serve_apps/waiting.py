@@ -245,6 +245,14 @@ class Waiting:
             and (oldest := queue.oldest()) is not None and oldest.arrived + wait_s <= now
             and oldest.lane.threads > thread
         ]  # fmt: skip
+        for queue in self._classes:
+            owed = queue.owed
+            if owed is None:
+                continue
+            if owed.ticket < 0 or owed.queue is not queue:
+                queue.owed = None
+            elif owed.lane.threads > thread:
+                overdue.append((-math.inf, queue.rank, owed))
         if overdue:
             *_, oldest = min(overdue)
             queue = oldest.queue
@@ -380,6 +388,7 @@ class Waiting:
         self._charge(batch, took_s - (batch.until - batch.started))
         self._busy.add(took_s, now)
         for queue, rows in batch.shares:
+            queue.refused_at = math.inf
             queue.usage.add(took_s * rows / batch.rows, now)
         if learn:
             batch.curve.observe(batch.rows, took_s)

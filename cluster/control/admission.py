@@ -2,8 +2,8 @@
 
 A queue under overload is always as long as the forecast allows, so every request let in stands at the edge: with an
 unbiased forecast half of them would be late. The factor by which a forecast is stretched is found from outcomes alone,
-whatever makes the forecast wrong: a step up for one that was late, a hundredth of that down for each that was not, so
-that in the long run one in a hundred is late (adaptive conformal inference: Gibbs, Candès, NeurIPS 2021, with the
+whatever makes the forecast wrong: a step up for one that was late, a part of that down for each that was not, so that
+in the long run three in a hundred are late (adaptive conformal inference: Gibbs, Candès, NeurIPS 2021, with the
 logarithm of the factor in place of the level). Those that are late together, for a pause of the machine say, are one
 event and one step: else a tenth of a second would have a class refused for ten.
 """
@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 
-MISSES = 0.01
+MISSES = 0.03
 """Of those let in, so many may be late."""
 _STEP = 0.05
-_MOST = 4.0
+_MOST = 2.5
+"""What a noisy machine makes late is late at any factor; to refuse nearly all for it would help nobody."""
 _TOGETHER_S = 0.1
 
 

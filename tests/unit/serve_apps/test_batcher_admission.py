@@ -85,6 +85,28 @@ def test_who_was_late_makes_the_next_forecasts_of_its_class_more_careful() -> No
     run(test())
 
 
+def test_a_class_whose_requests_are_all_refused_gets_one_in_now_and_then() -> None:
+    async def test() -> None:
+        gate, clock = GatedModel(), Clock()
+        batcher = await busy(gate, clock)
+        for n in range(1, 4):
+            batcher.submit(rows(n), priority=1, timeout_s=100.0)
+
+        def low(n: int) -> bool:
+            try:
+                batcher.submit(rows(n), priority=3, timeout_s=1.5)
+            except Overloaded:
+                return True
+            return False
+
+        assert [low(10), low(11)] == [True, True]
+        clock.now += 1.0  # the class's max_wait_s
+        assert [low(12), low(13)] == [False, True], "one at a time"
+        assert (await finish(gate, batcher))[0] == [12]
+
+    run(test())
+
+
 def test_a_wrong_belief_that_refuses_everybody_is_tested_now_and_then() -> None:
     async def test() -> None:
         clock = Clock()
