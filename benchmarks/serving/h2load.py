@@ -1,9 +1,10 @@
 """h2load: one request -> the highest fixed rate at which a server answers within a bound.
 
 Our own open-loop generator, in Python, holds some thousand requests a second from one core; the fast servers here take
-several times that. h2load (Debian's nghttp2-client, C) sends from each of its connections at fixed times. A connection
-whose answer is late sends its next request late, so a server that does not keep up is seen by the rate: below 99% of
-what was asked for counts as missed, whatever its percentiles say.
+several times that. h2load (Debian's nghttp2-client, C) sends from each of its connections at fixed times; connections
+begin a few at a time, or all of them would send at once in each period. A connection whose answer is late sends its
+next request late, so a server that does not keep up is seen by the rate: below 99% of what was asked for counts as
+missed, whatever its percentiles say.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ CONNECTIONS = 256
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Of a server's closed-loop maximum: rates that are tried, from above."""
 _KEPT = 0.99
+_BEGIN, _BEGIN_EVERY_S = 4, 0.019
+"""So many connections begin at once, and so often: no multiple of the usual periods."""
+_RAMP_S = CONNECTIONS / _BEGIN * _BEGIN_EVERY_S
 _OWN_HEADERS = (b"host", b"content-length")
 
 
@@ -66,29 +70,34 @@ def run(target: Target, *, rate_rps: float, seconds: float, warmup_s: float, cor
     first, *lines = head.split(b"\r\n")
     path = first.split(b" ")[1].decode()
     kept = [line.decode("latin-1") for line in lines if line.split(b":")[0].lower() not in _OWN_HEADERS]
-    whole_s = math.ceil(seconds + warmup_s)  # it takes no fraction
+    begun_s = _RAMP_S + warmup_s  # all connections are at work from here on, until the first one is done
+    count = CONNECTIONS * max(1, math.ceil((begun_s + seconds) * rate_rps / CONNECTIONS))
     with tempfile.TemporaryDirectory(prefix="sluice-h2load-") as folder:
         data, log = Path(folder, "body"), Path(folder, "log")
         data.write_bytes(body)
         pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
         command = [
-            *pinned, program(), "--h1", f"-t{max(1, len(cores))}", f"-c{CONNECTIONS}", f"-D{whole_s}",
-            f"--rps={rate_rps / CONNECTIONS:g}", f"--data={data}", f"--log-file={log}",
-            *(word for line in kept for word in ("-H", line)), f"http://{target.host}:{target.port}{path}",
+            *pinned, program(), "--h1", f"-t{max(1, len(cores))}", f"-c{CONNECTIONS}", f"-n{count}", f"-r{_BEGIN}",
+            f"--rate-period={_BEGIN_EVERY_S * 1e3:g}ms", f"--rps={rate_rps / CONNECTIONS:g}", f"--data={data}",
+            f"--log-file={log}", *(word for line in kept for word in ("-H", line)),
+            f"http://{target.host}:{target.port}{path}",
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=whole_s + 60)
+        patience_s = 10 * (begun_s + seconds) + 60
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience_s)
         if done.returncode != 0 or not log.is_file():
             told = (done.stderr or done.stdout)[-400:].strip()
             raise SluiceError(f"h2load ended with code {done.returncode}: {told}")
-        return judge(log.read_text(), rate_rps, whole_s - warmup_s, warmup_s)
+        return judge(log.read_text(), rate_rps, seconds, begun_s)
 
 
-def judge(log: str, offered_rps: float, seconds: float, warmup_s: float) -> Paced:
-    """h2load's log: for each answer when its request was sent (microseconds), its status, its time (microseconds)."""
+def judge(log: str, offered_rps: float, seconds: float, begun_s: float) -> Paced:
+    """h2load's log, of so many seconds from when all had begun: for each answer when its request was sent
+    (microseconds), its status, its time (microseconds)."""
     rows = np.array([line.split("\t")[:3] for line in log.splitlines()], dtype=np.int64).reshape(-1, 3)
     if not len(rows):
         raise SluiceError("h2load had no answer at all")
-    rows = rows[rows[:, 0] >= rows[:, 0].min() + int(warmup_s * 1e6)]
+    sent_s = (rows[:, 0] - rows[:, 0].min()) / 1e6
+    rows = rows[(sent_s >= begun_s) & (sent_s < begun_s + seconds)]
     good = rows[:, 1] == 200
     took_s = np.where(good, rows[:, 2] / 1e6, np.inf)
     p50_s, p99_s = (
