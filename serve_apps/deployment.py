@@ -99,6 +99,7 @@ class ModelHost:
         self._resident: tuple[Loaded, ...] = ()
         self._first: Loaded | None = None
         self.served: Served | None = None
+        self.unavailable: str | None = None
         self._batcher: Batcher | None = None
         self._cache: ResponseCache[Any, Answer] | None = None
         self._level = 0

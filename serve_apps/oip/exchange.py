@@ -39,6 +39,8 @@ from serve_apps.sequences import SequenceBuckets
 
 Arrays = dict[str, NDArray[np.generic]]
 MAX_BODY_BYTES = 16 << 20
+UNLOADED_RETRY_S = 30.0
+"""Whoever unloaded a model has no plans for the next second."""
 _LENGTH = HEADER_LENGTH.encode()
 _JSON = b"content-type: application/json\r\n"
 _OCTETS = b"application/octet-stream"
@@ -88,6 +90,9 @@ class Host(Protocol):
     decoder: Decoder | None
     """Of pictures; None while nothing is loaded."""
 
+    unavailable: str | None
+    """Why nothing is served though the replica is up, and the way out; None while something is, or will be soon."""
+
     @property
     def served(self) -> Served | None:
         """None while nothing is loaded."""
@@ -104,11 +109,16 @@ def still_loading() -> NotReady:
     return NotReady("this replica is still loading; send the request again, another one will take it")
 
 
+def missing(host: Host) -> NotReady:
+    """What is said while nothing is served, and why."""
+    return still_loading() if host.unavailable is None else NotReady(host.unavailable, retry_after_s=UNLOADED_RETRY_S)
+
+
 def served_by(host: Host) -> Served:
     """Raises NotReady while nothing is."""
     served = host.served
     if served is None:
-        raise still_loading()
+        raise missing(host)
     return served
 
 

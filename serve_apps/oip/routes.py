@@ -12,18 +12,18 @@ with `x-request-disconnect-disabled: ?1`; what it asked is then executed whether
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 import orjson
 
 from cluster.errors import PayloadTooLarge, SluiceError, UnknownModel
-from cluster.variants import TensorSpec, Variant
 from serve_apps.front.head import Head
+from serve_apps.oip import answers
+from serve_apps.oip.answers import ModelHost
 from serve_apps.oip.codec import HEADER_LENGTH, check_json_size
 from serve_apps.oip.compression import compress, decompress
-from serve_apps.oip.exchange import MAX_BODY_BYTES, Exchange, Host, refusal, served_by, unexpected
-from serve_apps.pending import Counters
+from serve_apps.oip.exchange import MAX_BODY_BYTES, Exchange, refusal, unexpected
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -31,33 +31,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 Answer = tuple[int, Headers, bytes]
 
-SERVER = {
-    "name": "sluice",
-    "version": "0.1.0",
-    # schedule_policy: the parameters `priority` and `timeout`.
-    "extensions": ["binary_tensor_data", "schedule_policy", "model_configuration", "statistics"],
-}
-PLATFORMS = {"onnx": "onnx_onnxv1", "torch_export": "pytorch_export"}
 _JSON = (b"content-type", b"application/json")
 _HEADER_LENGTH = HEADER_LENGTH.encode()
-
-
-class ModelHost(Host, Protocol):
-    """What the routes need of a deployment."""
-
-    model_name: str
-
-    @property
-    def variant(self) -> Variant:
-        """What it was told to serve. Raises NotReady while nothing is."""
-
-    @property
-    def config(self) -> dict[str, Any]: ...
-
-    @property
-    def counters(self) -> Counters: ...
-
-    def is_ready(self) -> bool: ...
 
 
 class ClientGone(Exception):
@@ -96,7 +71,7 @@ class OipApp:
         method = scope["method"]
         match _segments(scope):
             case ["v2"]:
-                return _get(method, SERVER)
+                return _get(method, answers.SERVER)
             case ["v2", "health", "live"]:
                 return _get(method, {"live": True})
             case ["v2", "health", "ready"]:
@@ -109,26 +84,21 @@ class OipApp:
 
     def _look_up_model(self, method: str, name: str, rest: list[str]) -> Answer | bytes:
         host = self._host()
-        if name != host.model_name:
-            raise UnknownModel(f"model {name[:100]!r} is unknown; this deployment serves {host.model_name!r}")
-        versions = _versions(host)
-        target = f"/v2/models/{name}"
+        target, version = f"/v2/models/{name}", None
         match rest:
-            case ["versions", version, *_] if version not in versions:
-                known = ", ".join(versions)
-                raise UnknownModel(f"version {version[:100]!r} of {name!r} is unknown; served: {known}")
             case ["versions", version, *after]:
                 rest, target = after, f"{target}/versions/{version}"
+        if rest == ["ready"]:
+            ready = answers.model_ready(host, name, version)
+            return _get(method, {"name": name, "ready": ready}, 200 if ready else 503)
+        answers.check_model(host, name, version)
         match rest:
             case []:
-                return _get(method, _metadata(host))
-            case ["ready"]:
-                ready = host.is_ready()
-                return _get(method, {"name": name, "ready": ready}, 200 if ready else 503)
+                return _get(method, answers.metadata(host))
             case ["config"]:
-                return _get(method, _configuration(host))
+                return _get(method, answers.configuration(host))
             case ["stats"]:
-                return _get(method, _statistics(host))
+                return _get(method, answers.statistics(host, version))
             case ["infer"]:
                 return f"{target}/infer".encode() if method == "POST" else _not_allowed(method, "POST")
         raise UnknownModel(f"{'/'.join(rest)[:200]!r} is not here; a model has /ready, /config, /stats and /infer")
@@ -204,77 +174,6 @@ def _segments(scope: Scope) -> list[str]:
     path = path.removeprefix(scope.get("root_path", "")).removesuffix("/")
     first, *parts = path.split("/")
     return [unquote(part) if raw is not None and "%" in part else part for part in parts] if not first else []
-
-
-def _versions(host: ModelHost) -> list[str]:
-    """What it was told to serve first, then what else is resident, best first."""
-    first = host.variant.id
-    return [first, *(model.version for model in served_by(host).models if model.version != first)]
-
-
-def _metadata(host: ModelHost) -> dict[str, Any]:
-    served = served_by(host)
-    return {
-        "name": host.model_name,
-        "versions": _versions(host),
-        "platform": PLATFORMS[host.variant.format],
-        "inputs": [spec.model_dump(mode="json") for spec in served.inputs],
-        "outputs": [spec.model_dump(mode="json") for spec in served.outputs],
-    }
-
-
-def _configuration(host: ModelHost) -> dict[str, Any]:
-    """How the model is served, in the form of Triton's model configuration extension: what it has no field for stands
-    under `parameters`, as strings."""
-    served, variant, config = served_by(host), host.variant, host.config
-    runtime = config["runtime"]
-    rest = {
-        "variant": variant.name,
-        "precision": variant.precision,
-        "max_queued_requests": config["max_queued_requests"],
-        "default_timeout_s": config["default_timeout_s"],
-        **{f"runtime.{field}": value for field, value in runtime.items()},
-    }
-    return {
-        "name": host.model_name,
-        "platform": PLATFORMS[variant.format],
-        "backend": runtime["name"],
-        "version_policy": {"specific": {"versions": _versions(host)}},
-        "max_batch_size": config["max_batch_size"],
-        "input": [_tensor(spec) for spec in served.inputs],
-        "output": [_tensor(spec) for spec in served.outputs],
-        "instance_group": [{"kind": "KIND_CPU", "count": runtime["streams"]}],
-        "dynamic_batching": {"max_queue_delay_microseconds": 0},
-        "parameters": {key: {"string_value": str(value)} for key, value in rest.items() if value is not None},
-    }
-
-
-def _statistics(host: ModelHost) -> dict[str, Any]:
-    """In the form of Triton's statistics extension, since the replica's start, of all that is resident together."""
-    counters = host.counters
-    batches = [{"batch_size": size, "compute_infer": {"count": n}} for size, n in sorted(counters.batch_sizes.items())]
-    return {
-        "model_stats": [
-            {
-                "name": host.model_name,
-                "version": host.variant.id,
-                "inference_count": sum(size * n for size, n in counters.batch_sizes.items()),
-                "execution_count": counters.batches,
-                "inference_stats": {
-                    "success": {"count": counters.answered},
-                    "fail": {"count": counters.failed + counters.expired + counters.evicted + counters.refused},
-                    "cancel": {"count": counters.cancelled},
-                },
-                "batch_stats": batches,
-            }
-        ]
-    }
-
-
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    """As Triton's config has it: without the batch dimension."""
-    datatype = "STRING" if spec.datatype == "BYTES" else spec.datatype
-    return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": list(spec.shape[1:])}
 
 
 def _get(method: str, value: dict[str, Any], status: int = 200) -> Answer:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import InferenceFailed
 from cluster.variants import TensorSpec
-from serve_apps.oip import routes
+from serve_apps.oip import answers
 from serve_apps.oip.codec import HEADER_LENGTH, encode_request
 from serve_apps.oip.routes import OipApp
 from tests.unit.serve_apps.gated_model import run
@@ -323,4 +323,4 @@ def test_lifespan_and_web_sockets() -> None:
 
 def test_each_platform_has_a_name() -> None:
     formats = type(variant()).model_fields["format"].annotation.__args__  # type: ignore[union-attr]
-    assert set(routes.PLATFORMS) == set(formats)
+    assert set(answers.PLATFORMS) == set(formats)
