@@ -28,8 +28,9 @@ from serve_apps.front import serve_hook
 from serve_apps.front.direct import DirectListener
 from serve_apps.front.protocol import LeanProtocol
 from serve_apps.loading import Loaded, best_first, load
-from serve_apps.oip.exchange import Inference, Served, still_loading
+from serve_apps.oip.exchange import Inference
 from serve_apps.oip.routes import OipApp
+from serve_apps.oip.served import Served, missing
 from serve_apps.pending import Counters
 from serve_apps.sequences import SequenceBuckets
 
@@ -116,7 +117,7 @@ class ModelHost:
     @property
     def _told(self) -> Loaded:
         if self._first is None:
-            raise still_loading()
+            raise missing(self)
         return self._first
 
     @property
@@ -141,7 +142,7 @@ class ModelHost:
 
     def _running(self) -> Batcher:
         if self._batcher is None:
-            raise still_loading()
+            raise missing(self)
         return self._batcher
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

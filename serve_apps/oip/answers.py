@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from cluster.errors import NotReady, UnknownModel
 from cluster.variants import TensorSpec, Variant
-from serve_apps.oip.exchange import Host, served_by
+from serve_apps.oip.served import Host, served_by
 from serve_apps.pending import Counters
 
 SERVER = {

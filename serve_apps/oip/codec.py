@@ -3,16 +3,16 @@
 A binary body is JSON of `Inference-Header-Content-Length` bytes, then the raw little-endian tensors in the order of
 their `parameters.binary_data_size`. Arrays decoded from it are views of the body: nothing is copied, nothing writable.
 
-What JSON cannot carry is refused, never bent: FP16 travels as binary data only (the protocol has no text for it), and
-an output with NaN or infinity is an error that says so, where a JSON writer would have sent null.
+BYTES tensors are arrays of `bytes`: strings in JSON, and in binary each element behind its length in four bytes. A JSON
+number for an FP16 is rounded to the nearest one; as it is told, it comes back to the last bit.
+
+What JSON cannot carry is refused, never bent: an output with NaN or infinity, or with bytes that are no text, is an
+error that says so, where a JSON writer would have sent null.
 """
 
 from __future__ import annotations
 
-import reprlib
-from array import array
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,16 +22,13 @@ from numpy.typing import NDArray
 from cluster.errors import InferenceFailed, InvalidRequest, PayloadTooLarge, SluiceError
 from cluster.tensors import DATATYPE_OF_NUMPY, NUMPY_OF_DATATYPE
 from cluster.variants import TensorSpec
+from serve_apps.oip.tensors import brief, from_json, from_raw, raw_bytes, texts_of
 from serve_apps.oip.wishes import NONE, Wishes, wishes
 
 HEADER_LENGTH = "inference-header-content-length"
 MAX_JSON_BYTES = 4 << 20
 """Parsing holds the event loop, and with it every other request: 6 to 13 ms for each MiB of numbers."""
 _ASK_BINARY = 'ask for it with "binary_data": true in the output\'s parameters, or "binary_data_output": true'
-
-_brief = reprlib.Repr()  # an error names the value, and must not echo a megabyte of it
-_brief.maxstring = _brief.maxother = 80
-_brief.maxlist, _brief.maxlevel = 16, 1
 
 
 class InferRequest(NamedTuple):
@@ -53,7 +50,7 @@ def decode(
     parameters = _mapping(request.get("parameters"), "parameters")
     request_id = request.get("id")
     if request_id is not None and type(request_id) is not str:
-        raise InvalidRequest(f"id={_brief.repr(request_id)} must be a string")
+        raise InvalidRequest(f"id={brief.repr(request_id)} must be a string")
     binary = _flag(parameters, "binary_data_output", False)
     wanted = wanted_outputs(request.get("outputs"), binary, outputs)
     return InferRequest(request_id, inputs, wanted, wishes(parameters, otherwise))
@@ -117,7 +114,7 @@ def _parse(body: bytes, headers: Mapping[str, str], max_bytes: int | None = None
     if length is not None:
         if not (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= end):
             raise InvalidRequest(
-                f"Inference-Header-Content-Length={_brief.repr(length)} does not fit a body of {end} bytes"
+                f"Inference-Header-Content-Length={brief.repr(length)} does not fit a body of {end} bytes"
             )
         end = int(length)
     if max_bytes is not None:
@@ -134,14 +131,14 @@ def _parse(body: bytes, headers: Mapping[str, str], max_bytes: int | None = None
 def _tensors(entries: Any, kind: str, body: bytes, offset: int) -> dict[str, NDArray[np.generic]]:
     """The tensors by name. `kind` is "input" or "output", for the errors; raw tensors start at `offset`."""
     if type(entries) is not list or not entries:
-        raise InvalidRequest(f"`{kind}s` is {_brief.repr(entries)}; it must be a list of tensors, at least one")
+        raise InvalidRequest(f"`{kind}s` is {brief.repr(entries)}; it must be a list of tensors, at least one")
     tensors: dict[str, NDArray[np.generic]] = {}
     for entry in entries:
         if type(entry) is not dict or type(entry.get("name")) is not str:
-            raise InvalidRequest(f"each entry of `{kind}s` must be an object with a `name`, not {_brief.repr(entry)}")
+            raise InvalidRequest(f"each entry of `{kind}s` must be an object with a `name`, not {brief.repr(entry)}")
         name = entry["name"]
         if len(name) > 256 or name in tensors:
-            raise InvalidRequest(f"{kind} name {_brief.repr(name)} is there twice, or longer than 256 characters")
+            raise InvalidRequest(f"{kind} name {brief.repr(name)} is there twice, or longer than 256 characters")
         tensors[name], taken = _tensor(entry, f"{kind} {name!r}", body, offset)
         offset += taken
     if offset != len(body):
@@ -155,16 +152,14 @@ def _tensor(entry: dict[str, Any], what: str, body: bytes, offset: int) -> tuple
     dtype = NUMPY_OF_DATATYPE.get(datatype) if type(datatype) is str else None
     if dtype is None:
         raise InvalidRequest(
-            f"{what} has datatype {_brief.repr(datatype)}; the protocol knows {', '.join(NUMPY_OF_DATATYPE)}"
+            f"{what} has datatype {brief.repr(datatype)}; the protocol knows {', '.join(NUMPY_OF_DATATYPE)}"
         )
-    if datatype == "BYTES":
-        raise InvalidRequest(f"{what} has datatype BYTES, which is not supported; use a numeric one")
     shape, count = entry.get("shape"), 1
     if type(shape) is not list or len(shape) > 16:
-        raise InvalidRequest(f"{what} has shape {_brief.repr(shape)}; it must be a list of at most 16 sizes")
+        raise InvalidRequest(f"{what} has shape {brief.repr(shape)}; it must be a list of at most 16 sizes")
     for size in shape:
         if type(size) is not int or not 0 <= size < 1 << 31:
-            raise InvalidRequest(f"{what} has {_brief.repr(size)} in its shape; sizes are integers from 0 to 2^31 - 1")
+            raise InvalidRequest(f"{what} has {brief.repr(size)} in its shape; sizes are integers from 0 to 2^31 - 1")
         count *= size
     parameters = entry.get("parameters")
     size_bytes = None
@@ -172,8 +167,10 @@ def _tensor(entry: dict[str, Any], what: str, body: bytes, offset: int) -> tuple
         size_bytes = _mapping(parameters, f"parameters of {what}").get("binary_data_size")
     try:
         if size_bytes is not None:
-            return _from_raw(what, body, offset, size_bytes, dtype, shape, count), size_bytes
-        return _from_json(what, entry.get("data"), dtype, shape, count), 0
+            if entry.get("data") is not None:
+                raise InvalidRequest(f"{what} has both `data` and `parameters.binary_data_size`; send one of them")
+            return from_raw(what, body, offset, size_bytes, dtype, shape, count), size_bytes
+        return from_json(what, entry.get("data"), dtype, shape, count), 0
     except ValueError as error:
         if isinstance(error, InvalidRequest):
             raise
@@ -181,74 +178,23 @@ def _tensor(entry: dict[str, Any], what: str, body: bytes, offset: int) -> tuple
         raise InvalidRequest(f"{what} has shape {shape}: {error}") from error
 
 
-def _from_raw(
-    what: str, body: bytes, offset: int, size_bytes: Any, dtype: np.dtype[Any], shape: list[int], count: int
-) -> NDArray[np.generic]:
-    want = count * dtype.itemsize
-    if type(size_bytes) is not int or size_bytes != want:
-        raise InvalidRequest(
-            f"{what} says binary_data_size={_brief.repr(size_bytes)}; shape {shape} of {dtype.name} takes {want} bytes"
-        )
-    if offset + want > len(body):
-        raise InvalidRequest(f"{what} needs {want} bytes of binary data; only {len(body) - offset} are left")
-    tensor: NDArray[np.generic] = np.ndarray(shape, dtype, body, offset)
-    if dtype.itemsize > 1:
-        # JSON ends anywhere; executors read whole words.
-        return tensor if tensor.flags.aligned else tensor.copy()
-    if dtype.kind == "b" and count and tensor.view(np.uint8).max() > 1:
-        raise InvalidRequest(f"{what} is BOOL and holds a byte above 1; a BOOL byte is 0 or 1")
-    return tensor
-
-
-def _from_json(what: str, data: Any, dtype: np.dtype[Any], shape: list[int], count: int) -> NDArray[np.generic]:
-    """`data` is flat, or nested exactly as `shape` says: other nestings are a transposed or mistaken tensor."""
-    if dtype.kind == "f" and dtype.itemsize == 2:
-        raise InvalidRequest(f"{what} is FP16, which travels as binary data only; JSON has no text for it")
-    if type(data) is not list:
-        raise InvalidRequest(f"{what} has neither a list `data` nor `parameters.binary_data_size`")
-    if data and type(data[0]) is list:
-        if len(data) not in shape[:1]:
-            raise InvalidRequest(f"{what}: `data` has {len(data)} rows; shape {shape} says otherwise")
-        for size in shape[1:]:
-            if any(type(row) is not list or len(row) != size for row in data):
-                raise InvalidRequest(f"{what}: `data` is nested, but not as shape {shape} says")
-            data = list(chain.from_iterable(data))
-    if len(data) != count:
-        raise InvalidRequest(f"{what} has {len(data)} values in `data`; shape {shape} needs {count}, flat or nested")
-    if not count:
-        return np.zeros(shape, dtype)
-    return np.frombuffer(_packed(what, data, dtype), dtype).reshape(shape)
-
-
-def _packed(what: str, data: list[Any], dtype: np.dtype[Any]) -> bytearray | array[Any] | NDArray[np.generic]:
-    """Flat JSON values -> memory of this dtype. bytearray and array are strict about types and bounds, and quick."""
-    try:
-        if dtype.kind == "b":
-            if set(map(type, data)) != {bool}:
-                raise TypeError("not all values are true or false")
-            return np.array(data, dtype)
-        if dtype.char == "B":
-            return bytearray(data)
-        packed = array(dtype.char, data)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidRequest(f"{what}: `data` is not all {DATATYPE_OF_NUMPY[dtype]}: {error}") from error
-    if dtype.char == "f" and not np.isfinite(np.frombuffer(packed, dtype)).all():
-        raise InvalidRequest(f"{what}: `data` holds a number beyond FP32")
-    return packed
-
-
 def _mapping(value: Any, what: str) -> dict[str, Any]:
     if value is None:
         return {}
     if type(value) is not dict:
-        raise InvalidRequest(f"{what}: {_brief.repr(value)} must be an object")
+        raise InvalidRequest(f"{what}: {brief.repr(value)} must be an object")
+    for name, each in value.items():
+        if type(each) in (list, dict):
+            raise InvalidRequest(
+                f"{what}: {brief.repr(name)} is {brief.repr(each)}; it must be a string, number or boolean"
+            )
     return value
 
 
 def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if type(value) is not bool:
-        raise InvalidRequest(f"parameter {name}={_brief.repr(value)} must be true or false")
+        raise InvalidRequest(f"parameter {name}={brief.repr(value)} must be true or false")
     return value
 
 
@@ -260,19 +206,14 @@ def wanted_outputs(asked: Any, binary: bool, outputs: Iterable[TensorSpec]) -> d
     if asked is None or asked == []:
         wanted = dict.fromkeys(known, binary)
     elif type(asked) is not list:
-        raise InvalidRequest(f"`outputs` is {_brief.repr(asked)}; it must be a list")
+        raise InvalidRequest(f"`outputs` is {brief.repr(asked)}; it must be a list")
     else:
         for entry in asked:
             name = entry.get("name") if type(entry) is dict else None
             if type(name) is not str or name not in known:
-                raise InvalidRequest(f"output {_brief.repr(name)} is unknown; the model gives {list(known)}")
+                raise InvalidRequest(f"output {brief.repr(name)} is unknown; the model gives {list(known)}")
             parameters = _mapping(entry.get("parameters"), f"parameters of output {name!r}")
             wanted[name] = _flag(parameters, "binary_data", binary)
-    for name, raw in wanted.items():
-        if known[name] == "FP16" and not raw:
-            raise InvalidRequest(f"output {name!r} is FP16, which JSON cannot carry; {_ASK_BINARY}")
-        if known[name] == "BYTES":
-            raise InvalidRequest(f"output {name!r} is BYTES, which is not supported; ask for the numeric outputs only")
     return wanted
 
 
@@ -284,22 +225,26 @@ def _body(
     raw: list[bytes] = []
     for name, tensor, binary in tensors:
         datatype = DATATYPE_OF_NUMPY.get(tensor.dtype)
-        if datatype is None or datatype == "BYTES" or (datatype == "FP16" and not binary):
-            way = "binary data" if binary else "JSON"
-            raise blame(f"{key[:-1]} {name!r} of {tensor.dtype} cannot be sent as {way}")
+        if datatype is None:
+            raise blame(f"{key[:-1]} {name!r} of {tensor.dtype} cannot be sent; the protocol has no such datatype")
         entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": tensor.shape}
-        if binary:
-            raw.append(tensor.tobytes())
-            entry["parameters"] = {"binary_data_size": len(raw[-1])}
-        else:
-            entry["data"] = tensor.ravel()
+        try:
+            if binary:
+                raw.append(raw_bytes(tensor))
+                entry["parameters"] = {"binary_data_size": len(raw[-1])}
+            else:
+                entry["data"] = texts_of(tensor) if datatype == "BYTES" else tensor.ravel()
+        except UnicodeDecodeError as error:
+            raise blame(f"{key[:-1]} {name!r} holds bytes that are no text for JSON; {_ASK_BINARY}") from error
+        except TypeError as error:
+            raise blame(f"{key[:-1]} {name!r} is BYTES and cannot be sent: {error}") from error
         entries.append(entry)
     head[key] = entries
     text = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
     if b"null" in text:  # orjson's word for a number that JSON has not; or a name with that word in it
         for entry in entries:
             data = entry.get("data")
-            if data is not None and not np.isfinite(data).all():
+            if isinstance(data, np.ndarray) and not np.isfinite(data).all():
                 raise blame(f"{key[:-1]} {entry['name']!r} holds NaN or infinity, which JSON has not; {_ASK_BINARY}")
     if not raw:
         return text, None

@@ -15,111 +15,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from cluster.errors import DeadlineExceeded, NotReady, SluiceError, UnknownModel
+from cluster.errors import DeadlineExceeded, SluiceError, UnknownModel
 from cluster.tensors import NUMPY_OF_DATATYPE, check_inputs
-from cluster.variants import TensorSpec
-from serve_apps.decoder import Decoder
 from serve_apps.executor import Answer, Model, Request
 from serve_apps.front.endpoint import Pending, Reply
 from serve_apps.front.head import Head
 from serve_apps.images import from_picture, from_raw, picture_input, single_input
 from serve_apps.oip.codec import HEADER_LENGTH, MAX_JSON_BYTES, InferRequest, decode, encode_response, wanted_outputs
-from serve_apps.oip.templates import Template, Templates, check_rows, raw_parts
-from serve_apps.oip.wishes import Wishes, in_headers
-from serve_apps.sequences import SequenceBuckets
+from serve_apps.oip.served import Host, Served, missing, served_by
+from serve_apps.oip.templates import Template, check_rows, raw_parts
+from serve_apps.oip.tensors import raw_bytes
+from serve_apps.oip.wishes import in_headers
 
 Arrays = dict[str, NDArray[np.generic]]
 MAX_BODY_BYTES = 16 << 20
-UNLOADED_RETRY_S = 30.0
-"""Whoever unloaded a model has no plans for the next second."""
 _LENGTH = HEADER_LENGTH.encode()
 _JSON = b"content-type: application/json\r\n"
 _OCTETS = b"application/octet-stream"
-_WISHES_KEPT = 64
-_UNPRINTABLE = re.compile(rb"[^\x21-\x7e]")
 _log = logging.getLogger("ray.serve")
-
-
-class Served:
-    """One set of resident models, best first, and what each request needs of it, read once."""
-
-    def __init__(
-        self, model_name: str, models: tuple[Model, ...], inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...], *, floors: float = 1.0, buckets: SequenceBuckets | None = None,
-    ) -> None:  # fmt: skip
-        """`floors` is -1 where accuracy is an error: a floor of it is the most that may be. `buckets` are those of the
-        first input, if its samples differ in length."""
-        self.floors = floors
-        self.buckets = buckets
-        self.model_name = model_name
-        self.models = models
-        self.inputs = inputs
-        self.outputs = outputs
-        self._templates: dict[Wishes, Templates] = {}
-        base = f"/v2/models/{model_name}"
-        self.targets: dict[bytes, tuple[Model, ...]] = {f"{base}/infer".encode(): models}
-        for model in models:
-            self.targets[f"{base}/versions/{model.version}/infer".encode()] = (model,)
-        self.lines = {
-            # An id is hexadecimal; a name is whatever a manifest says, and must not end the line.
-            model: b"sluice-variant: %s\r\nsluice-version: %s\r\n"
-            % (_UNPRINTABLE.sub(b"?", model.name.encode()), model.version.encode())
-            for model in models
-        }
-
-    def templates(self, wishes: Wishes) -> Templates:
-        """Of requests whose headers wish for this."""
-        if len(self._templates) > _WISHES_KEPT:
-            self._templates.clear()
-        return self._templates.setdefault(wishes, Templates())
-
-
-class Host(Protocol):
-    """What executes."""
-
-    default_timeout_s: float | None
-    decoder: Decoder | None
-    """Of pictures; None while nothing is loaded."""
-
-    unavailable: str | None
-    """Why nothing is served though the replica is up, and the way out; None while something is, or will be soon."""
-
-    @property
-    def served(self) -> Served | None:
-        """None while nothing is loaded."""
-
-    def put(self, request: Inference) -> None:
-        """Batcher.put, or whatever stands before it."""
-
-    def cancel(self, request: Inference) -> None:
-        """Its counterpart."""
-
-
-def still_loading() -> NotReady:
-    """What is said while nothing is served yet."""
-    return NotReady("this replica is still loading; send the request again, another one will take it")
-
-
-def missing(host: Host) -> NotReady:
-    """What is said while nothing is served, and why."""
-    return still_loading() if host.unavailable is None else NotReady(host.unavailable, retry_after_s=UNLOADED_RETRY_S)
-
-
-def served_by(host: Host) -> Served:
-    """Raises NotReady while nothing is."""
-    served = host.served
-    if served is None:
-        raise missing(host)
-    return served
 
 
 class _Memo:
@@ -210,7 +131,7 @@ class Inference(Request):
         lines = self._served.lines[model]
         if self._octets_back:
             [array] = outputs.values()
-            body = array.tobytes()
+            body = raw_bytes(array)
             return 200, b"content-type: %s\r\n%scontent-length: %d\r\n" % (_OCTETS, lines, len(body)), body
         template = self._template
         parts = raw_parts(self._request, outputs) if template is not None else None
@@ -236,7 +157,7 @@ class _Picture:
     def __init__(self, host: Host, memo: _Memo, body: bytes, reply: Reply) -> None:
         """Raises SluiceError if it can't be begun."""
         if host.decoder is None:
-            raise still_loading()
+            raise missing(host)
         wanted = picture_input(memo.served.inputs)
         self._request = memo.request  # refuses what cannot be answered before anything is decoded
         self._host, self._memo, self._reply, self._name = host, memo, reply, wanted.name

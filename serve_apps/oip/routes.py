@@ -84,10 +84,11 @@ class OipApp:
 
     def _look_up_model(self, method: str, name: str, rest: list[str]) -> Answer | bytes:
         host = self._host()
-        target, version = f"/v2/models/{name}", None
-        match rest:
-            case ["versions", version, *after]:
-                rest, target = after, f"{target}/versions/{version}"
+        target = f"/v2/models/{name}"
+        version: str | None = None
+        if rest[:1] == ["versions"] and len(rest) > 1:
+            version, rest = rest[1], rest[2:]
+            target = f"{target}/versions/{version}"
         if rest == ["ready"]:
             ready = answers.model_ready(host, name, version)
             return _get(method, {"name": name, "ready": ready}, 200 if ready else 503)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import InvalidRequest
 from serve_apps.oip.codec import InferRequest
+from serve_apps.oip.tensors import raw_bytes
 
 Arrays = dict[str, NDArray[np.generic]]
 _MAX_JSON_BYTES = 4096
@@ -86,7 +87,7 @@ def raw_parts(request: InferRequest, results: Mapping[str, NDArray[np.generic]])
         array = results.get(name)
         if not binary or array is None:
             return None
-        parts.append(array.tobytes())
+        parts.append(raw_bytes(array))
     return parts
 
 

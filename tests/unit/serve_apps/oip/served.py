@@ -16,8 +16,8 @@ from cluster.variants import TensorSpec, Variant
 from serve_apps.batcher import Batcher
 from serve_apps.decoder import Decoder
 from serve_apps.executor import Arrays, Model, Outputs, Request
-from serve_apps.oip.exchange import Served
 from serve_apps.oip.routes import OipApp
+from serve_apps.oip.served import Served
 from serve_apps.pending import Counters
 
 
