@@ -127,7 +127,8 @@ def _noughts(variant: Variant, rows: int, length: int | None = None) -> dict[str
         shape = list(variant.example_shape(spec, rows))
         if length is not None and variant.sequence is not None and spec == variant.inputs[0]:
             shape[variant.sequence.axis] = length
-        inputs[spec.name] = np.zeros(shape, NUMPY_OF_DATATYPE[spec.datatype])
+        dtype = NUMPY_OF_DATATYPE[spec.datatype]
+        inputs[spec.name] = np.full(shape, b"", dtype) if dtype.hasobject else np.zeros(shape, dtype)
     return inputs
 
 

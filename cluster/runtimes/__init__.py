@@ -42,6 +42,12 @@ def load_runtime(store: ArtifactStore, variant: Variant, config: RuntimeConfig) 
         raise ConfigError(
             f"runtime {config.name!r} cannot execute format {variant.format!r} of variant {variant.name}; use {able}"
         )
+    texts = [spec.name for spec in (*variant.inputs, *variant.outputs) if spec.datatype == "BYTES"]
+    if texts and (config.name != "onnxruntime" or config.device != "cpu"):
+        raise ConfigError(
+            f"variant {variant.name} has BYTES tensors {texts}, and {config} computes numbers only; use runtime "
+            "onnxruntime on the CPU"
+        )
     load = getattr(importlib.import_module(module), loader)
     if config.streams == 1:
         runtime: Runtime = load(store, variant, config)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.artifacts import ArtifactStore
-from cluster.errors import ArtifactError, InferenceFailed, RuntimeUnavailable
+from cluster.errors import ArtifactError, InferenceFailed, InvalidRequest, RuntimeUnavailable
 from cluster.runtimes.base import Device, RuntimeConfig, Tensors
 from cluster.runtimes.buckets import Buckets
 from cluster.runtimes.user_cache import user_cache
@@ -77,6 +77,17 @@ def providers(
     return [(_PROVIDERS["tensorrt"], options), (_PROVIDERS["cuda"], cuda_options), _CPU]
 
 
+def _as_text(name: str, array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """ONNX has strings, which are UTF-8. Raises InvalidRequest for other bytes."""
+    made = np.empty(array.shape, np.object_)
+    try:
+        made.flat[:] = [each.decode() if isinstance(each, bytes) else str(each) for each in array.ravel().tolist()]
+    except UnicodeDecodeError as error:
+        wrong = f"{error.object[:40]!r}, which is no UTF-8"
+        raise InvalidRequest(f"input {name!r} holds {wrong}; the model takes text") from error
+    return made
+
+
 def _without(device: Device, why: str) -> str:
     return (
         f"device={device!r}: onnxruntime {ort.__version__} {why}; pip uninstall onnxruntime, pip install "
@@ -93,6 +104,7 @@ class OnnxRuntime:
     def __init__(self, store: ArtifactStore, variant: Variant, config: RuntimeConfig) -> None:
         self.config = config
         self._specs = variant.inputs
+        self._texts = [spec.name for spec in variant.inputs if spec.datatype == "BYTES"]
         options = ort.SessionOptions()
         options.intra_op_num_threads = config.threads
         options.inter_op_num_threads = config.inter_op_threads
@@ -145,6 +157,8 @@ class OnnxRuntime:
         if self._session is None:
             raise InferenceFailed("this runtime is closed; load the variant again")
         check_inputs(self._specs, inputs)
+        if self._texts:
+            inputs = dict(inputs) | {name: _as_text(name, inputs[name]) for name in self._texts}
         try:
             if self._buckets is not None and (answer := self._buckets.infer(inputs)) is not None:
                 return answer

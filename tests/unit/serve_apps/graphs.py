@@ -74,3 +74,17 @@ def sums(store: ArtifactStore, *, longest: int = 8) -> Variant:
     stored = store.put(variant, {"model.onnx": made.SerializeToString()})
     store.set_ref(variant.name, stored.id)
     return stored
+
+
+def words(store: ArtifactStore) -> Variant:
+    """Gives back pairs of BYTES as they came; called words/2."""
+    kinds = [helper.make_tensor_value_info(name, TensorProto.STRING, ["batch", 2]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", kinds[:1], kinds[1:])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    spec = TensorSpec(name="x", datatype="BYTES", shape=(-1, 2))
+    variant = Variant(
+        name="words/2", family="words", format="onnx", inputs=(spec,), outputs=(spec.model_copy(update={"name": "y"}),)
+    )
+    stored = store.put(variant, {"model.onnx": made.SerializeToString()})
+    store.set_ref(variant.name, stored.id)
+    return stored
