@@ -6,7 +6,8 @@ allow (cluster/scheduling.py)."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,19 @@ from serve_apps.loading import Loaded, best_first, load
 from serve_apps.oip.exchange import Inference
 from serve_apps.oip.routes import OipApp
 from serve_apps.oip.served import Served, missing
+from serve_apps.own_config import OwnConfig
 from serve_apps.pending import Counters
+from serve_apps.repository import Repository
 from serve_apps.sequences import SequenceBuckets
 
 _DRAIN_S = 20.0
+_LOOK_S = 0.01
 
 
 class UserConfig(BaseModel):
     """What changes without a restart. A field left out keeps its value, but for `variant`, `also` and `runtime`:
-    without them, what the application's args name is served. The model is switched between two batches."""
+    without them, what the application's args name is served; and for the last two. The model is switched between two
+    batches."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,6 +59,10 @@ class UserConfig(BaseModel):
     """Classes of priority, quotas, when to step down."""
     cache_mib: float | None = Field(default=None, ge=0, le=1 << 20, allow_inf_nan=False)
     """Answers that are kept for equal inputs, and equal requests in flight are executed once; 0: only the latter."""
+    repository: bool = False
+    """May clients load and unload (serve_apps/repository.py)? Not where it is left out."""
+    loaded: bool = True
+    """False: nothing is served, and who asks is told how to change that; the replica stays."""
 
 
 async def _off_the_loop(work: Callable[[], Loaded]) -> Loaded:
@@ -99,15 +108,21 @@ class ModelHost:
         self._direct: DirectListener | None = None
         self._resident: tuple[Loaded, ...] = ()
         self._first: Loaded | None = None
+        self._prepared: tuple[Loaded, ...] = ()
         self.served: Served | None = None
         self.unavailable: str | None = None
         self._batcher: Batcher | None = None
         self._cache: ResponseCache[Any, Answer] | None = None
+        self._cache_mib: float | None = None
+        self._rules: dict[str, Any] = {}
         self._level = 0
         self.decoder: Decoder | None = None
         self.default_timeout_s: float | None = None
         self._draining = False
         self._reconfiguring = asyncio.Lock()
+        self.repository = False
+        self.applied: dict[str, Any] | None = None
+        self._repository = Repository(self, OwnConfig())
 
     @property
     def variant(self) -> Variant:
@@ -147,36 +162,71 @@ class ModelHost:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply a UserConfig between two batches, all of it or nothing. Raises ConfigError naming the field."""
-        try:
-            config = UserConfig.model_validate(user_config)
-        except ValidationError as error:
-            raise ConfigError(
-                f"user_config is not valid ({wrong_fields(error, 'user_config')}); the fields are "
-                f"{', '.join(UserConfig.model_fields)}"
-            ) from error
+        config = _valid(user_config)
         # A model takes its time to load, and Serve does not wait for it with the next config: the last one must stay.
         async with self._reconfiguring:
-            also = self._bound_also if config.also is None else config.also
-            await self._switch(
-                [config.variant or self._bound, *also], config.runtime or self._bound_config, config.max_batch_size
-            )
-            self._running().reconfigure(
-                max_batch_size=config.max_batch_size, max_queued_requests=config.max_queued_requests,
-                scheduling=config.scheduling,
-            )  # fmt: skip
-            if "default_timeout_s" in config.model_fields_set:
-                self.default_timeout_s = config.default_timeout_s
-            if "cache_mib" in config.model_fields_set:
-                self._cache_of(config.cache_mib)
+            if config.loaded:
+                await self._serve(config)
+            else:
+                await self._unload()
+            self.repository, self.applied = config.repository, user_config
 
-    async def _switch(self, refs: list[str], config: RuntimeConfig, max_batch_size: int | None) -> None:
-        """Serve those, and return once no request is left that was taken by what was served before."""
-        size = max_batch_size or (self._batcher.max_batch_size if self._batcher else MAX_BATCH_SIZE)
-        before = self._resident
-        wanted = {variant.id: variant for variant in map(self._found, refs)}
-        kept = {v.id: each for v in wanted.values() for each in before if each.serves(v, config, size)}
-        if len(kept) == len(wanted) == len(before) and self._told.variant.id == next(iter(wanted)):
+    async def _serve(self, config: UserConfig) -> None:
+        await self._switch(config)
+        self._running().reconfigure(
+            max_batch_size=config.max_batch_size, max_queued_requests=config.max_queued_requests,
+            scheduling=config.scheduling,
+        )  # fmt: skip
+        if "default_timeout_s" in config.model_fields_set:
+            self.default_timeout_s = config.default_timeout_s
+        if "cache_mib" in config.model_fields_set:
+            self._cache_of(config.cache_mib)
+
+    async def prepare(self, user_config: dict[str, Any]) -> None:
+        """Load and warm up what this config would serve, and keep it for when it comes. Raises as `reconfigure`."""
+        config = _valid(user_config)
+        async with self._reconfiguring:
+            self._prepared = tuple((await self._at_hand(config)).values())
+
+    async def load(self, parameters: Mapping[str, Any]) -> None:
+        """In every replica; see Repository.load."""
+        try:
+            await self._repository.load(parameters)
+        finally:
+            self._prepared = ()  # if it did not come to that
+
+    async def unload(self, parameters: Mapping[str, Any]) -> None:
+        """In every replica; see Repository.unload."""
+        await self._repository.unload(parameters)
+
+    async def _unload(self) -> None:
+        """Take nothing new, answer what was taken, and let go of the models."""
+        self.unavailable = (
+            f"model {self.model_name!r} was unloaded; POST /v2/repository/models/{self.model_name}/load loads it again"
+        )
+        self.served, self._resident, self._first, self._prepared = None, (), None, ()
+        batcher, decoder = self._batcher, self.decoder
+        if batcher is None or decoder is None:
             return
+        end = time.monotonic() + _DRAIN_S
+        while decoder.waiting and time.monotonic() < end:  # a picture was taken already when its decoding began
+            await asyncio.sleep(_LOOK_S)
+        await batcher.drain(_DRAIN_S)
+        self._rules = {
+            "scheduling": batcher.scheduling, "max_batch_size": batcher.max_batch_size,
+            "max_queued_requests": batcher.max_queued_requests,
+        }  # fmt: skip
+        self._batcher = self._cache = None
+        batcher.close()
+
+    async def _at_hand(self, config: UserConfig) -> dict[str, Loaded]:
+        """What it would serve, loaded, by id; first the one that it names. Raises and changes nothing if that can't
+        be."""
+        also = self._bound_also if config.also is None else config.also
+        runtime, size = config.runtime or self._bound_config, config.max_batch_size or self._batch_size
+        wanted = {variant.id: variant for variant in map(self._found, [config.variant or self._bound, *also])}
+        here = (*self._resident, *self._prepared)
+        kept = {v.id: each for v in wanted.values() for each in here if each.serves(v, runtime, size)}
         self._refuse_other_tensors(list(wanted.values()))
         for variant in wanted.values():
             if variant.id not in kept:
@@ -184,26 +234,48 @@ class ModelHost:
                 # warmed up.
                 kept[variant.id] = await _off_the_loop(
                     lambda variant=variant: load(  # type: ignore[misc]
-                        self._store, variant, config, max_batch_size=size, executors=self._executors
+                        self._store, variant, runtime, max_batch_size=size, executors=self._executors
                     )
                 )
-        self._resident = best_first(list(kept.values()))
-        self._first = kept[next(iter(wanted))]
+        best_first(list(kept.values()))
+        return {variant_id: kept[variant_id] for variant_id in wanted}
+
+    @property
+    def _batch_size(self) -> int:
+        if self._batcher is not None:
+            return self._batcher.max_batch_size
+        return int(self._rules.get("max_batch_size", MAX_BATCH_SIZE))
+
+    async def _switch(self, config: UserConfig) -> None:
+        """Serve that, and return once no request is left that was taken by what was served before."""
+        before = self._resident
+        loaded = await self._at_hand(config)
+        self._prepared = ()
+        first = next(iter(loaded.values()))
+        if set(loaded.values()) == set(before) and self._first is first:
+            return
+        self._resident, self._first = best_first(list(loaded.values())), first
         models = tuple(each.model for each in self._resident)
-        first = self._first.variant
         if self._batcher is None:  # made on the loop that will use it: the constructor may run on another thread
-            self._batcher = Batcher(models)
-            self.decoder = Decoder()
+            self._batcher = Batcher(models, **self._rules)
+            self.decoder = self.decoder or Decoder()
+            self._cache_of(self._cache_mib)
         self._batcher.reconfigure(models=models)
         if self._cache is not None:
             self._cache.models_changed()
+        told = first.variant
+        self.unavailable = None
         self.served = Served(
-            self.model_name, models, first.inputs, first.outputs, floors=_sign(first), buckets=SequenceBuckets.of(first)
+            self.model_name, models, told.inputs, told.outputs, floors=_sign(told), buckets=SequenceBuckets.of(told)
         )
         gone = [each.model for each in before if each not in self._resident]
         if gone:
             # The old runtimes go with their last batch: an executor may be inside one now, so it is not closed here.
             await self._batcher.finished(gone, _DRAIN_S)
+
+    def find(self, ref: str) -> str:
+        """The id of a variant in the store. Raises ConfigError."""
+        return self._found(ref).id
 
     def _found(self, ref: str) -> Variant:
         try:
@@ -226,6 +298,7 @@ class ModelHost:
 
     def _cache_of(self, mib: float | None) -> None:
         """From now on."""
+        self._cache_mib = mib
         if mib is None:
             # What is on its way through the old one ends there: each request knows who ends it.
             self._cache = None
@@ -258,7 +331,7 @@ class ModelHost:
 
     async def check_health(self) -> None:
         """Called by Serve, first at the end of the start; the loop that answers is the health."""
-        if not self._resident:  # the application has no user_config
+        if self.applied is None:  # the application has no user_config
             await self.reconfigure({})
         if self._direct_port is not None and self._direct is None:
             app = OipApp(lambda: self)
@@ -284,6 +357,17 @@ class ModelHost:
             await self._batcher.drain(_DRAIN_S)
             self._batcher.close()
             self._batcher = None
+
+
+def _valid(user_config: dict[str, Any]) -> UserConfig:
+    """Raises ConfigError naming the field."""
+    try:
+        return UserConfig.model_validate(user_config)
+    except ValidationError as error:
+        raise ConfigError(
+            f"user_config is not valid ({wrong_fields(error, 'user_config')}); the fields are "
+            f"{', '.join(UserConfig.model_fields)}"
+        ) from error
 
 
 def _tensors(variant: Variant) -> tuple[Any, ...]:

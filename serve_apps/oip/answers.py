@@ -8,6 +8,7 @@ that has none, those of Triton's extensions; what Triton has a field for and nob
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from cluster.errors import NotReady, UnknownModel
@@ -42,6 +43,12 @@ class ModelHost(Host, Protocol):
         """Of the batcher. Raises NotReady."""
 
     def is_ready(self) -> bool: ...
+
+    async def load(self, parameters: Mapping[str, Any]) -> None:
+        """Have the model served by every replica; see serve_apps/repository.py."""
+
+    async def unload(self, parameters: Mapping[str, Any]) -> None:
+        """Its counterpart."""
 
 
 def check_model(host: ModelHost, name: str, version: str | None = None) -> None:

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from cluster.errors import PayloadTooLarge, SluiceError, UnknownModel
+from cluster.errors import InvalidRequest, PayloadTooLarge, SluiceError, UnknownModel
 from serve_apps.front.head import Head
 from serve_apps.oip import answers
 from serve_apps.oip.answers import ModelHost
@@ -32,6 +32,7 @@ Headers = list[tuple[bytes, bytes]]
 Answer = tuple[int, Headers, bytes]
 
 _JSON = (b"content-type", b"application/json")
+_RETRY = (b"retry-after", b"1")
 _HEADER_LENGTH = HEADER_LENGTH.encode()
 
 
@@ -52,9 +53,7 @@ class OipApp:
             await _not_http(scope["type"], receive, send)
             return
         try:
-            answer = self._look_up(scope)
-            if isinstance(answer, bytes):
-                answer = await self._infer(scope, answer, receive)
+            answer = await self._answer(scope, receive)
         except ClientGone:
             return
         except SluiceError as error:
@@ -65,25 +64,32 @@ class OipApp:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    def _look_up(self, scope: Scope) -> Answer | bytes:
-        """The answer to everything but an inference, which is the target that it is for. Raises UnknownModel for what
-        is not here."""
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
+        """Raises SluiceError: UnknownModel for what is not here."""
         method = scope["method"]
         match _segments(scope):
             case ["v2"]:
                 return _get(method, answers.SERVER)
             case ["v2", "health", "live"]:
                 return _get(method, {"live": True})
-            case ["v2", "health", "ready"]:
+            case ["v2", "health", "ready"] | ["healthz"]:
                 # The protocol's text and its examples differ in the field's name; both are there.
                 ready = self._host().is_ready()
-                return _get(method, {"live": True, "ready": ready}, 200 if ready else 503)
+                return _health(method, ready, {"live": True, "ready": ready})
+            case ["v2", "models", "stats"] if self._host().model_name != "stats":
+                return _get(method, answers.statistics(self._host()))
             case ["v2", "models", name, *rest]:
-                return self._look_up_model(method, name, rest)
-        raise UnknownModel(f"{scope['path'][:200]!r} is not here; see /v2, /v2/health/ready and /v2/models/NAME")
+                return await self._model(scope, name, rest, receive)
+            case ["v2", "repository", "index"]:
+                return await self._index(scope, receive)
+            case ["v2", "repository", "models", name, "load" | "unload" as what]:
+                return await self._change(scope, name, what, receive)
+        raise UnknownModel(
+            f"{scope['path'][:200]!r} is not here; see /v2, /v2/health/ready, /v2/models/NAME and /v2/docs"
+        )
 
-    def _look_up_model(self, method: str, name: str, rest: list[str]) -> Answer | bytes:
-        host = self._host()
+    async def _model(self, scope: Scope, name: str, rest: list[str], receive: Receive) -> Answer:
+        host, method = self._host(), scope["method"]
         target = f"/v2/models/{name}"
         version: str | None = None
         if rest[:1] == ["versions"] and len(rest) > 1:
@@ -91,7 +97,7 @@ class OipApp:
             target = f"{target}/versions/{version}"
         if rest == ["ready"]:
             ready = answers.model_ready(host, name, version)
-            return _get(method, {"name": name, "ready": ready}, 200 if ready else 503)
+            return _health(method, ready, {"name": name, "ready": ready})
         answers.check_model(host, name, version)
         match rest:
             case []:
@@ -101,8 +107,41 @@ class OipApp:
             case ["stats"]:
                 return _get(method, answers.statistics(host, version))
             case ["infer"]:
-                return f"{target}/infer".encode() if method == "POST" else _not_allowed(method, "POST")
+                return _other_than_post(method) or await self._infer(scope, f"{target}/infer".encode(), receive)
         raise UnknownModel(f"{'/'.join(rest)[:200]!r} is not here; a model has /ready, /config, /stats and /infer")
+
+    async def _index(self, scope: Scope, receive: Receive) -> Answer:
+        refused = _other_than_post(scope["method"])
+        if refused is not None:
+            return refused
+        ready = (await self._json_body(scope, receive)).get("ready", False)
+        if type(ready) is not bool:
+            raise InvalidRequest(f"ready={str(ready)[:80]!r} must be true or false")
+        return _json(200, answers.index(self._host(), ready=ready))
+
+    async def _change(self, scope: Scope, name: str, what: str, receive: Receive) -> Answer:
+        """Load or unload."""
+        refused = _other_than_post(scope["method"])
+        if refused is not None:
+            return refused
+        host = self._host()
+        answers.check_model(host, name)
+        parameters = (await self._json_body(scope, receive)).get("parameters") or {}
+        if type(parameters) is not dict:
+            raise InvalidRequest(f"parameters={str(parameters)[:80]!r} must be an object")
+        await (host.load(parameters) if what == "load" else host.unload(parameters))
+        return _json(200, answers.index(host))
+
+    async def _json_body(self, scope: Scope, receive: Receive) -> dict[str, Any]:
+        """The request's object; none is an empty one. Raises InvalidRequest."""
+        body = await self._body(dict(scope["headers"]), receive)
+        try:
+            value = orjson.loads(body) if body else {}
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequest(f"the request is no JSON: {error}") from error
+        if type(value) is not dict:
+            raise InvalidRequest(f"the body is a JSON {type(value).__name__}; it must be an object, or empty")
+        return value
 
     async def _infer(self, scope: Scope, target: bytes, receive: Receive) -> Answer:
         headers = dict(scope["headers"])
@@ -177,18 +216,30 @@ def _segments(scope: Scope) -> list[str]:
     return [unquote(part) if raw is not None and "%" in part else part for part in parts] if not first else []
 
 
-def _get(method: str, value: dict[str, Any], status: int = 200) -> Answer:
+def _get(method: str, value: Any, status: int = 200) -> Answer:
     if method not in ("GET", "HEAD"):
-        return _not_allowed(method, "GET, HEAD")
+        return _not_allowed(method, "GET, HEAD, OPTIONS")
     return _json(status, value)
 
 
+def _health(method: str, ready: bool, value: dict[str, Any]) -> Answer:
+    status, headers, body = _get(method, value, 200 if ready else 503)
+    return status, [*headers, _RETRY] if status == 503 else headers, body
+
+
+def _other_than_post(method: str) -> Answer | None:
+    return None if method == "POST" else _not_allowed(method, "POST, OPTIONS")
+
+
 def _not_allowed(method: str, allowed: str) -> Answer:
-    error = {"error": f"{method[:20]} is not allowed here; use {allowed}"}
-    return _json(405, error, (b"allow", allowed.encode()))
+    """The answer to OPTIONS, too, which asks for no more than that."""
+    allow = (b"allow", allowed.encode())
+    if method == "OPTIONS":
+        return 204, [allow], b""
+    return _json(405, {"error": f"{method[:20]} is not allowed here; use {allowed}"}, allow)
 
 
-def _json(status: int, value: dict[str, Any], *headers: tuple[bytes, bytes]) -> Answer:
+def _json(status: int, value: Any, *headers: tuple[bytes, bytes]) -> Answer:
     body = orjson.dumps(value)
     return status, [_JSON, *headers, (b"content-length", b"%d" % len(body))], body
 

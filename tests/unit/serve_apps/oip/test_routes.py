@@ -173,13 +173,15 @@ def test_head_is_get_without_a_body() -> None:
 @pytest.mark.parametrize(
     ("path", "allowed", "refused"),
     [
-        ("/v2", "GET, HEAD", ["POST", "PUT", "DELETE", "OPTIONS"]),
-        ("/v2/health/live", "GET, HEAD", ["POST"]),
-        ("/v2/health/ready", "GET, HEAD", ["POST"]),
-        ("/v2/models/adder", "GET, HEAD", ["POST"]),
-        ("/v2/models/adder/ready", "GET, HEAD", ["PATCH"]),
-        ("/v2/models/adder/config", "GET, HEAD", ["POST", "PUT"]),
-        (INFER, "POST", ["GET", "HEAD", "PUT", "OPTIONS", "X" * 500]),
+        ("/v2", "GET, HEAD, OPTIONS", ["POST", "PUT", "DELETE"]),
+        ("/v2/health/live", "GET, HEAD, OPTIONS", ["POST"]),
+        ("/v2/health/ready", "GET, HEAD, OPTIONS", ["POST"]),
+        ("/v2/models/adder", "GET, HEAD, OPTIONS", ["POST"]),
+        ("/v2/models/adder/ready", "GET, HEAD, OPTIONS", ["PATCH"]),
+        ("/v2/models/adder/config", "GET, HEAD, OPTIONS", ["POST", "PUT"]),
+        (INFER, "POST, OPTIONS", ["GET", "HEAD", "PUT", "X" * 500]),
+        ("/v2/repository/index", "POST, OPTIONS", ["GET", "HEAD"]),
+        ("/v2/repository/models/adder/load", "POST, OPTIONS", ["GET", "DELETE"]),
     ],
 )
 def test_a_wrong_method_is_405_and_names_the_right_one(path: str, allowed: str, refused: list[str]) -> None:
@@ -190,6 +192,8 @@ def test_a_wrong_method_is_405_and_names_the_right_one(path: str, allowed: str, 
             assert answer.status == 405
             assert answer.headers["allow"] == allowed
             assert method == "HEAD" or f"use {allowed}" in answer.error
+        asked = await ask(routed(host), "OPTIONS", path)
+        assert (asked.status, asked.headers, asked.body) == (204, {"allow": allowed}, b"")
         host.batcher.close()
 
     run(test())
