@@ -306,13 +306,14 @@ def serve(
         list[str] | None, typer.Option(help="A variant to step down to under pressure; may be given again.")
     ] = None,
     direct_port: Annotated[int | None, typer.Option(help="A port of the replicas' own, past HAProxy.")] = None,
+    repository: Annotated[bool, typer.Option("--repository", help="Let clients load and unload the model.")] = False,
     store: Store = None,
     dry_run: DryRun = False,
 ) -> None:
     """Serve a variant or a plan on a local Ray cluster until Ctrl-C; with --dry-run, print the Serve config."""
     _run(
         "serve", ref=variant, plan_path=plan, port=port, host=host, also=also or [], direct_port=direct_port,
-        store=store, dry_run=dry_run,
+        repository=repository, store=store, dry_run=dry_run,
     )  # fmt: skip
 
 

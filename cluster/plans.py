@@ -61,6 +61,8 @@ class Plan(Configuration):
     """Threads of a replica that execute batches side by side, each with a copy of every resident variant."""
     direct_port: int | None = Field(default=None, ge=1, le=65535)
     """Where each replica listens for clients that come without a proxy, beside Serve's port; None: nowhere."""
+    repository: bool = False
+    """May clients load and unload the model (POST /v2/repository/models/NAME/load)? Whoever reaches the port could."""
     scheduling: Scheduling | None = None
     """Classes of priority, quotas, when to step down; None: the defaults."""
     slo: dict[str, Any] = Field(default_factory=dict)

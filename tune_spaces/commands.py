@@ -260,7 +260,7 @@ def report(*, folder: Path, store: Path | None, as_json: bool) -> None:
 
 def serve_local(
     *, ref: str | None, plan_path: Path | None, port: int, host: str, also: list[str], direct_port: int | None,
-    store: Path | None, dry_run: bool,
+    repository: bool, store: Path | None, dry_run: bool,
 ) -> None:  # fmt: skip
     """Serve one variant, or a plan, in the foreground."""
     plan = _plan_to_serve(ref, plan_path, store)
@@ -269,6 +269,8 @@ def serve_local(
         changed["also"] = tuple(ArtifactStore(plan.store).get(each).id for each in also)
     if direct_port is not None:
         changed["direct_port"] = direct_port
+    if repository:
+        changed["repository"] = True
     plan = Plan.model_validate(plan.model_dump() | changed)
     config = serve_config(plan, http_host=host, http_port=port)
     if dry_run:

@@ -49,6 +49,8 @@ class Deployed:
     """What its args name: served where the user_config names nothing."""
     runtime: RuntimeConfig
     max_batch_size: int | None
+    loaded: bool
+    """False once a client unloaded it."""
     num_replicas: int
     """That run now."""
     urls: tuple[str, ...]
@@ -105,8 +107,14 @@ def switch(deployed: Deployed, variant_id: str, *, timeout_s: float = 300.0) -> 
     """Have every replica serve that variant, and return when they do: how many answers over HTTP said so (0 if no proxy
     can be reached from here; then it is Serve's own word).
 
-    Raises ClusterError with Serve's reason if the deployment does not take it; it is then told to serve what it did.
+    Raises ConfigError if it is unloaded, ClusterError with Serve's reason if the deployment does not take it; it is
+    then told to serve what it did.
     """
+    if not deployed.loaded:
+        raise ConfigError(
+            f"{deployed.name} at {deployed.address} is unloaded; load it first (POST /v2/repository/models/"
+            f"{deployed.name}/load), it may name the variant"
+        )
     changed = deployed.with_variant(variant_id)
     try:
         return _apply(deployed, changed, variant_id, timeout_s)
@@ -137,7 +145,7 @@ def _deployed(
         address=address, name=application["name"], store=args["store"],
         variant=user_config.get("variant") or args["variant"], bound=args["variant"],
         runtime=RuntimeConfig.model_validate(user_config.get("runtime") or args.get("runtime") or {}),
-        max_batch_size=user_config.get("max_batch_size"),
+        max_batch_size=user_config.get("max_batch_size"), loaded=user_config.get("loaded", True),
         num_replicas=max(1, len(running.get("replicas", []))), urls=urls, config=config,
     )  # fmt: skip
 

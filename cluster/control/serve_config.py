@@ -50,6 +50,7 @@ def serve_config(plan: Plan, *, http_host: str = "0.0.0.0", http_port: int = 800
                             "max_batch_size": plan.max_batch_size,
                             "max_queued_requests": plan.max_queued_requests,
                             "default_timeout_s": plan.default_timeout_s,
+                            **({"repository": True} if plan.repository else {}),
                             **(
                                 {"scheduling": plan.scheduling.model_dump(mode="json", exclude_defaults=True)}
                                 if plan.scheduling is not None

@@ -129,6 +129,15 @@ def test_only_the_variant_of_the_one_application_changes(dashboard: tuple[str, d
     assert changed == before
 
 
+def test_what_a_client_unloaded_is_not_switched(dashboard: tuple[str, dict[str, Any]]) -> None:
+    address, said = dashboard
+    application = submitted()
+    application["deployments"][0]["user_config"]["loaded"] = False
+    said |= details(application)
+    with pytest.raises(ConfigError, match=r"classifier at .* is unloaded; load it first"):
+        actuator.switch(actuator.read(address, "classifier"), "1" * 16)
+
+
 def test_an_application_without_user_config_gets_one(dashboard: tuple[str, dict[str, Any]]) -> None:
     address, said = dashboard
     application = submitted()
