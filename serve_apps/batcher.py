@@ -315,7 +315,7 @@ class Batcher:
             self._running[thread] = batch
             self.counters.batches += 1
             self.counters.batch_sizes[batch.rows] = self.counters.batch_sizes.get(batch.rows, 0) + 1
-            self._executor.submit(thread, Job(batch.requests, batch.model.infer[thread]))
+            self._executor.submit(thread, Job(batch.requests, batch.model.infer[thread], batch.model.spent[thread]))
         for request in late:
             self._refuse_late(request, now)
         if self._idle is not None and not self._idle.done() and not self._is_busy():

@@ -151,6 +151,11 @@ class ModelHost:
         """Of the batcher."""
         return self._running().counters
 
+    @property
+    def cache_hits(self) -> int | None:
+        """See answers.ModelHost."""
+        return None if self._cache is None else self._cache.counters.hits + self._cache.counters.joined
+
     def is_ready(self) -> bool:
         """True from when the model is loaded and warm until the replica drains."""
         return bool(self._resident) and not self._draining and not serve_hook.is_leaving()

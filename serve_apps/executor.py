@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import InferenceFailed, SluiceError
 from cluster.scheduling import AccuracyWish
+from serve_apps.spent import Spent
 
 if TYPE_CHECKING:
     from serve_apps.queues import ClassQueue, Lane
@@ -40,6 +42,11 @@ class Model:
     """One per executor thread: a runtime is used by one thread at a time."""
     seconds: Mapping[int, float] = field(default_factory=dict)
     """Batch size -> how long it took when it was warmed up; what the batcher believes at first."""
+    spent: tuple[Spent, ...] = field(init=False, repr=False)
+    """What its executions took, by thread."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spent", tuple(Spent() for _ in self.infer))
 
 
 class Answer(NamedTuple):
@@ -131,6 +138,7 @@ class Job(NamedTuple):
 
     requests: list[Request]
     infer: Infer
+    spent: Spent
 
 
 class Executor:
@@ -165,7 +173,7 @@ class Executor:
 
 def _work(number: int, jobs: SimpleQueue[Job | None], loop: asyncio.AbstractEventLoop, done: Done) -> None:
     while (job := jobs.get()) is not None:
-        outcomes = _outcomes(job.requests, job.infer)
+        outcomes = _outcomes(job.requests, job.infer, job.spent)
         try:
             loop.call_soon_threadsafe(done, number, outcomes)
         except RuntimeError:  # the loop is closed: nobody waits, nor ever will
@@ -173,31 +181,41 @@ def _work(number: int, jobs: SimpleQueue[Job | None], loop: asyncio.AbstractEven
         del job, outcomes  # while it waits it must not keep tensors alive
 
 
-def _outcomes(batch: list[Request], infer: Infer) -> list[Outputs | SluiceError]:
+def _outcomes(batch: list[Request], infer: Infer, spent: Spent) -> list[Outputs | SluiceError]:
     """What each request gets. Never raises."""
     try:
-        return list(_run(batch, infer))
+        return list(_run(batch, infer, spent))
     except BaseException as error:  # SystemExit too: a model that ends its thread must not end ours
         if len(batch) == 1:
+            spent.failed()
             return [_as_ours(error)]
     middle = len(batch) // 2
-    return _outcomes(batch[:middle], infer) + _outcomes(batch[middle:], infer)
+    return _outcomes(batch[:middle], infer, spent) + _outcomes(batch[middle:], infer, spent)
 
 
-def _run(batch: list[Request], infer: Infer) -> list[Outputs]:
+def _run(batch: list[Request], infer: Infer, spent: Spent) -> list[Outputs]:
     """One execution for the whole batch, its outputs split back by rows."""
+    began = time.monotonic()
     if len(batch) == 1:
         rows = batch[0].stop - batch[0].start
-        return [batch[0].keep(_checked(infer(batch[0].piece()), rows))]
+        outputs = _checked(infer(batch[0].piece()), rows)
+        inferred = time.monotonic()
+        answers = [batch[0].keep(outputs)]
+        spent.executed(batch, rows, began, began, inferred, inferred)  # nothing to join or take apart
+        return answers
     pieces = [request.piece() for request in batch]
     joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     sizes = [request.stop - request.start for request in batch]
-    outputs = _checked(infer(joined), sum(sizes))
+    rows = sum(sizes)
+    ready = time.monotonic()
+    outputs = _checked(infer(joined), rows)
+    inferred = time.monotonic()
     answers, start = [], 0
     for request, size in zip(batch, sizes, strict=True):
         part = {name: array[start : start + size] for name, array in outputs.items()}
         answers.append(request.keep(part))
         start += size
+    spent.executed(batch, rows, began, ready, inferred, time.monotonic())
     return answers
 
 

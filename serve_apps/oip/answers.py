@@ -13,8 +13,10 @@ from typing import Any, Protocol
 
 from cluster.errors import NotReady, UnknownModel
 from cluster.variants import TensorSpec, Variant
+from serve_apps.executor import Model
 from serve_apps.oip.served import Host, served_by
 from serve_apps.pending import Counters
+from serve_apps.spent import Batches, Spent
 
 SERVER = {
     "name": "sluice",
@@ -41,6 +43,10 @@ class ModelHost(Host, Protocol):
     @property
     def counters(self) -> Counters:
         """Of the batcher. Raises NotReady."""
+
+    @property
+    def cache_hits(self) -> int | None:
+        """Requests that an answer was known for, or on its way; None without a cache."""
 
     def is_ready(self) -> bool: ...
 
@@ -114,25 +120,51 @@ def configuration(host: ModelHost) -> dict[str, Any]:
 
 
 def statistics(host: ModelHost, version: str | None = None) -> dict[str, Any]:
-    """In the form of Triton's statistics extension, since the replica's start, of all that is resident together."""
-    counters = host.counters
-    batches = [{"batch_size": size, "compute_infer": {"count": n}} for size, n in sorted(counters.batch_sizes.items())]
+    """In the form of Triton's statistics extension, of each resident version since it was loaded, or of that one.
+
+    `compute_input` is the time to join a batch's tensors, `compute_output` to take its answers apart, `queue` what
+    requests waited until their batch began. Requests that no version executed (refused, late, pushed out) fail, and
+    hits of the cache count, with the version that the deployment was told to serve; for neither a time is taken, so
+    `fail` and `cache_hit` have none. `cancel` has the clients that left. Raises NotReady."""
+    told = host.variant.id
+    models = {model.version: model for model in served_by(host).models}
+    listed = [each for each in versions(host) if version is None or each == version]
+    return {"model_stats": [_version_statistics(host, models[each], is_told=each == told) for each in listed]}
+
+
+def _version_statistics(host: ModelHost, model: Model, *, is_told: bool) -> dict[str, Any]:
+    total, counters = Spent.total(model.spent), host.counters
+    batches = total.batches
+    hits = host.cache_hits if is_told else None
+    unexecuted = counters.expired + counters.evicted + counters.refused if is_told else 0
     return {
-        "model_stats": [
-            {
-                "name": host.model_name,
-                "version": host.variant.id,
-                "inference_count": sum(size * n for size, n in counters.batch_sizes.items()),
-                "execution_count": counters.batches,
-                "inference_stats": {
-                    "success": {"count": counters.answered},
-                    "fail": {"count": counters.failed + counters.expired + counters.evicted + counters.refused},
-                    "cancel": {"count": counters.cancelled},
-                },
-                "batch_stats": batches,
-            }
-        ]
+        "name": host.model_name,
+        "version": model.version,
+        **({} if total.last_s is None else {"last_inference": round(total.last_s * 1e3)}),
+        "inference_count": total.rows,
+        "execution_count": batches.executions,
+        "inference_stats": {
+            "success": _duration(total.answered + (hits or 0), total.answered_s),
+            "fail": {"count": total.failed + unexecuted},
+            "queue": _duration(total.answered, total.waited_s),
+            **_compute(batches),
+            **({} if hits is None else {"cache_hit": {"count": hits}}),
+            **({"cancel": {"count": counters.cancelled}} if is_told else {}),
+        },
+        "batch_stats": [{"batch_size": rows, **_compute(each)} for rows, each in total.by_rows.items()],
     }
+
+
+def _compute(batches: Batches) -> dict[str, Any]:
+    return {
+        "compute_input": _duration(batches.executions, batches.input_s),
+        "compute_infer": _duration(batches.executions, batches.infer_s),
+        "compute_output": _duration(batches.executions, batches.output_s),
+    }
+
+
+def _duration(count: int, seconds: float) -> dict[str, int]:
+    return {"count": count, "ns": round(seconds * 1e9)}
 
 
 def index(host: ModelHost, *, ready: bool = False) -> list[dict[str, str]]:

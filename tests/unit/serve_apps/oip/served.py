@@ -49,6 +49,7 @@ class Host:
     default_timeout_s: float | None = None
     decoder: Decoder | None = None
     unavailable: str | None = None
+    cache_hits: int | None = None
 
     def __init__(self, model: Any = infer, *, model_name: str = "adder", **options: Any) -> None:
         self.model_name = model_name

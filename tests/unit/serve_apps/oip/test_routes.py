@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib.metadata import version as installed_version
 from typing import Any
 
@@ -136,9 +137,20 @@ def test_statistics_tell_how_many_were_answered_and_in_what_batches() -> None:
         assert (await ask(app, "POST", "/v2/models/adder/infer", bad)).status == 500
         [told] = (await ask(app, "GET", "/v2/models/adder/stats")).json()["model_stats"]
         assert (told["name"], told["version"]) == ("adder", host.variant.id)
-        assert (told["inference_count"], told["execution_count"]) == (4, 4)
-        assert told["batch_stats"] == [{"batch_size": 1, "compute_infer": {"count": 4}}]
+        assert (told["inference_count"], told["execution_count"]) == (3, 3)
         stats = told["inference_stats"]
+        [batches] = told["batch_stats"]
+        for part in ("compute_input", "compute_infer", "compute_output"):
+            assert stats[part] == batches[part]
+            assert (stats[part]["count"], stats[part]["ns"] >= 0) == (3, True)
+        assert 0 < stats["compute_infer"]["ns"] < stats["success"]["ns"]
+        assert (batches["batch_size"], stats["queue"]["count"]) == (1, 3)
+        assert "ns" not in stats["fail"], "which is not measured"
+        assert "cache_hit" not in stats
+        assert abs(told["last_inference"] / 1e3 - time.time()) < 60
+        assert (await ask(app, "GET", "/v2/models/stats")).json()["model_stats"] == [told]
+        of_version = f"/v2/models/adder/versions/{host.variant.id}/stats"
+        assert (await ask(app, "GET", of_version)).json()["model_stats"] == [told]
         assert (stats["success"]["count"], stats["fail"]["count"], stats["cancel"]["count"]) == (3, 1, 0)
         host.batcher.close()
 
