@@ -53,7 +53,7 @@ def describe(host: ModelHost, root_path: str = "") -> Json:
         "info": {
             "title": f"{host.model_name}: Open Inference Protocol v2",
             "version": answers.SERVER["version"],
-            "description": "Every error is an object with one field, `error`, which says what was wrong and the way out.",
+            "description": "Every error is an object with one field, `error`: what was wrong, and the way out.",
         },
         "servers": [{"url": root_path or "/"}],
         "tags": [{"name": name} for name in ("inference", "model", "server", "repository")],
@@ -114,7 +114,7 @@ def _model_paths(host: ModelHost, variant: Variant | None, versions: list[str]) 
     infer = _infer(host.served, variant)
     ready = {"200": _ok("ready_model"), "503": _ok("ready_model", 503)}
     paths: Json = {}
-    for prefix, parameters, which in ((base, [], ""), (f"{base}/versions/{{version}}", [version], ", of one version")):
+    for prefix, parameters, which in ((base, [], ""), (f"{base}/versions/{{version}}", [version], " (one version)")):
         unknown = {"404": _error(404)} if parameters else {}
         gets = {
             "": ("Metadata", _or_not_ready("metadata_model")), "/ready": ("Would an inference be taken?", ready),
@@ -267,7 +267,7 @@ def _schemas(served: Served | None) -> Json:
         "metadata_tensor": _object("name datatype shape", **tensor),
         "parameters": {
             "type": "object", "additionalProperties": {"anyOf": [text, {"type": "number"}, flag]},
-            "description": "Of a request: timeout, priority, accuracy, tenant, binary_data_output; others are let pass.",
+            "description": "Of a request: timeout, priority, accuracy, tenant, binary_data_output; others pass.",
         },
         "tensor_data": _TENSOR_DATA,
         "inference_request": _object(
@@ -297,10 +297,11 @@ def _schemas(served: Served | None) -> Json:
 
 def _request_inputs(specs: tuple[TensorSpec, ...], parameters: Json) -> Json:
     """Of a model that is not there, any tensor."""
+    alone: list[tuple[TensorSpec, ...]] = [(spec,) for spec in specs]
     each = [
         _object("name shape datatype", name=_names(several), shape=_shape(several), datatype=_datatypes(several),
                 parameters=parameters, data={"$ref": "#/components/schemas/tensor_data"})
-        for several in ([(spec,) for spec in specs] or [()])
+        for several in alone or [()]
     ]  # fmt: skip
     return each[0] if len(each) == 1 else {"anyOf": each}
 
@@ -310,8 +311,8 @@ def _names(specs: tuple[TensorSpec, ...]) -> Json:
 
 
 def _datatypes(specs: tuple[TensorSpec, ...]) -> Json:
-    known = list(dict.fromkeys(spec.datatype for spec in specs)) or list(NUMPY_OF_DATATYPE)
-    return {"type": "string", "enum": known}
+    known: dict[str, None] = dict.fromkeys(spec.datatype for spec in specs)
+    return {"type": "string", "enum": list(known or NUMPY_OF_DATATYPE)}
 
 
 def _shape(specs: tuple[TensorSpec, ...]) -> Json:

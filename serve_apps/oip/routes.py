@@ -19,11 +19,12 @@ import orjson
 
 from cluster.errors import InvalidRequest, PayloadTooLarge, SluiceError, UnknownModel
 from serve_apps.front.head import Head
-from serve_apps.oip import answers
+from serve_apps.oip import answers, openapi
 from serve_apps.oip.answers import ModelHost
 from serve_apps.oip.codec import HEADER_LENGTH, check_json_size
 from serve_apps.oip.compression import compress, decompress
 from serve_apps.oip.exchange import MAX_BODY_BYTES, Exchange, refusal, unexpected
+from serve_apps.oip.page import PAGE, POLICY
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -33,6 +34,10 @@ Answer = tuple[int, Headers, bytes]
 
 _JSON = (b"content-type", b"application/json")
 _RETRY = (b"retry-after", b"1")
+_PAGE_HEADERS = [
+    (b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-cache"),
+]  # fmt: skip
 _HEADER_LENGTH = HEADER_LENGTH.encode()
 
 
@@ -80,6 +85,10 @@ class OipApp:
                 return _get(method, answers.statistics(self._host()))
             case ["v2", "models", name, *rest]:
                 return await self._model(scope, name, rest, receive)
+            case ["v2", "openapi.json"]:
+                return _get(method, openapi.describe(self._host(), scope.get("root_path", "")))
+            case ["v2", "docs"]:
+                return _page(method)
             case ["v2", "repository", "index"]:
                 return await self._index(scope, receive)
             case ["v2", "repository", "models", name, "load" | "unload" as what]:
@@ -220,6 +229,12 @@ def _get(method: str, value: Any, status: int = 200) -> Answer:
     if method not in ("GET", "HEAD"):
         return _not_allowed(method, "GET, HEAD, OPTIONS")
     return _json(status, value)
+
+
+def _page(method: str) -> Answer:
+    if method not in ("GET", "HEAD"):
+        return _not_allowed(method, "GET, HEAD, OPTIONS")
+    return 200, [*_PAGE_HEADERS, (b"content-length", b"%d" % len(PAGE))], PAGE
 
 
 def _health(method: str, ready: bool, value: dict[str, Any]) -> Answer:
