@@ -12,6 +12,7 @@ from typing import Any
 
 HEAD_END = b"\r\n\r\n"
 MAX_HEAD_BYTES = 16 << 10
+MAX_FIELDS = 128
 _KEPT = 4096
 """Heads that are remembered; a client that never says the same twice must not fill the memory."""
 # RFC 9110, sections 5.1 and 5.5: a name is a token, a value is visible ASCII (or above), spaces and tabs.
@@ -66,7 +67,7 @@ def parse(head: bytes) -> Head | None:
     """None: not for us. Never raises."""
     first, *lines = head[: -len(HEAD_END)].split(b"\r\n")
     target = _FIRST.match(first)
-    if target is None:
+    if target is None or len(lines) > MAX_FIELDS:
         return None
     headers: dict[bytes, bytes] = {}
     for line in lines:

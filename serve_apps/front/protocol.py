@@ -15,11 +15,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serve_apps.front.endpoint import Endpoint, Ledger, Pending
-from serve_apps.front.head import HEAD_END, MAX_HEAD_BYTES, Head, Heads
+from serve_apps.front.head import HEAD_END, MAX_FIELDS, MAX_HEAD_BYTES, Head, Heads
 
+_MAX_HEAD_BYTES = 32 << 10
+"""Of what the parser reads; HAProxy bounds them as well, and the direct port has none before it."""
 _PATIENT_BYTES = 64 << 10
 """What a client may send ahead before it is no longer read."""
 
@@ -37,6 +40,8 @@ class LeanProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._in_parser = False  # uvicorn's parser is inside a request
+        self._in_head = False  # and there before its blank line
+        self._head_bytes = 0
         self._head: Head | None = None  # of the inference whose body is coming
         self._body = bytearray()
         self._answering = False
@@ -69,7 +74,7 @@ class LeanProtocol(HttpToolsProtocol):
         elif self._answering or self._behind:
             self._wait(data)
         elif self._in_parser or (self.cycle is not None and not self.cycle.response_complete):
-            super().data_received(data)
+            self._parse(data)
         else:
             self._next(data)
 
@@ -90,7 +95,16 @@ class LeanProtocol(HttpToolsProtocol):
                 else:
                     self._head, self._body = head, bytearray(memoryview(data)[end:])
                 return
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """Have uvicorn's parser read it."""
+        self._last = self.loop.time()
         super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("")
 
     def _gather(self, data: bytes) -> None:
         self._last = self.loop.time()
@@ -166,10 +180,15 @@ class LeanProtocol(HttpToolsProtocol):
         self._go_on()
 
     def on_message_begin(self) -> None:
-        self._in_parser = True
+        self._in_parser = self._in_head = True
+        self._head_bytes = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        self._head_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if self._is_head_too_large():
+            raise ValueError("which the parser takes for the end, and `send_400_response` explains")
+        self._in_head = False
         super().on_headers_complete()
         if self.leaving and self.cycle is not None:
             self.cycle.keep_alive = False
@@ -177,6 +196,23 @@ class LeanProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._in_parser = False
+
+    def _is_head_too_large(self) -> bool:
+        return self._in_head and (self._head_bytes > _MAX_HEAD_BYTES or len(self.headers) > MAX_FIELDS)
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's, for what the parser does not take: as every error is told here, and 431 where it is too much."""
+        status, text = 400, "the request is no HTTP/1.1 that can be read; check its request line, fields and length"
+        if self._is_head_too_large():
+            status = 431
+            text = (
+                f"the request's head is too large; at most {_MAX_HEAD_BYTES} bytes and {MAX_FIELDS} fields are taken: "
+                "send tensors in the body"
+            )
+        body = orjson.dumps({"error": text})
+        lines = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(b"".join((STATUS_LINE[status], self._common_lines(), lines, body)))
+        self.transport.close()
 
     def shutdown(self) -> None:
         """uvicorn's word for: no further request on this connection."""
@@ -193,9 +229,10 @@ class LeanProtocol(HttpToolsProtocol):
         """Close a connection that nothing came on. One timer that looks, in place of one a request. (What uvicorn
         answers last has a timer of uvicorn's.)"""
         left = self._last + self.timeout_keep_alive - self.loop.time()
-        busy = self._answering or self._in_parser or (self.cycle is not None and not self.cycle.response_complete)
+        cycle = self.cycle
+        busy = self._answering or (not self._in_parser and cycle is not None and not cycle.response_complete)
         if left <= 0 and not busy and self.timeout_keep_alive_task is None:
-            # Also one whose body stopped half way: a client that sends nothing for so long does not go on.
+            # Also one whose head or body stopped half way: a client that sends nothing for so long does not go on.
             self.transport.close()
             return
         self._idle = self.loop.call_later(left if left > 0 else self.timeout_keep_alive, self._look)

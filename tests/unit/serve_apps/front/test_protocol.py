@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+import orjson
 import pytest
 import uvicorn
 from hypothesis import given, settings
@@ -270,7 +271,10 @@ def test_who_sends_ahead_is_read_no_further_than_a_bound_and_then_on() -> None:
     run(test())
 
 
-@pytest.mark.parametrize("begun", [b"", infer(b"abcdef")[:-3]])
+@pytest.mark.parametrize(
+    "begun",
+    [b"", infer(b"abcdef")[:-3], b"GET /a HT", b"GET /a HTTP/1.1\r\nhost: h\r\n", infer(b"abcdef", "/other")[:-3]],
+)
 def test_a_connection_on_which_nothing_comes_is_closed(begun: bytes) -> None:
     async def test() -> None:
         async with served(keep_alive_s=1) as s:
@@ -293,6 +297,82 @@ def test_a_connection_that_waits_for_its_answer_is_not_idle() -> None:
             await asyncio.sleep(2.5)
             s.endpoint.waiting[0].answer()
             assert (await answer(reader))[1] == b"slow"
+            writer.close()
+
+    run(test())
+
+
+def fields(count: int, size: int) -> bytes:
+    return b"".join(b"x-%d: %s\r\n" % (number, b"v" * size) for number in range(count))
+
+
+TOO_MUCH = {
+    "one field": fields(1, 40_000), "one field without an end": b"x: " + b"v" * 50_000, "many": fields(200, 1),
+    "many large": fields(100, 1000), "a name": b"x" * 40_000 + b": v\r\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TOO_MUCH)
+@pytest.mark.parametrize("first", [b"GET /a HTTP/1.1\r\n", b"POST /infer HTTP/1.1\r\ncontent-length: 0\r\n"])
+def test_a_head_that_is_too_large_is_refused_before_it_is_whole(first: bytes, kind: str) -> None:
+    async def test() -> None:
+        async with served() as s:
+            reader, writer = await asyncio.open_connection(*s.address)
+            writer.write(first + b"host: h\r\n" + TOO_MUCH[kind])
+            if kind != "one field without an end":
+                writer.write(b"\r\n")
+            head, body = await answer(reader)
+            assert head.startswith(b"HTTP/1.1 431 ")
+            assert b"content-type: application/json\r\n" in head
+            assert "at most 32768 bytes and 128 fields" in orjson.loads(body)["error"]
+            writer.close()
+            reader, writer = await asyncio.open_connection(*s.address)
+            writer.write(infer(b"next"))
+            assert (await answer(reader))[1] == b"next"
+            writer.close()
+
+    run(test())
+
+
+def test_a_url_that_is_too_long_is_a_head_that_is_too_large() -> None:
+    async def test() -> None:
+        async with served() as s:
+            reader, writer = await asyncio.open_connection(*s.address)
+            writer.write(b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nhost: h\r\n\r\n")
+            assert (await answer(reader))[0].startswith(b"HTTP/1.1 431 ")
+            writer.close()
+
+    run(test())
+
+
+def test_a_head_within_the_bounds_is_read_and_so_is_the_next() -> None:
+    async def test() -> None:
+        async with served() as s:
+            reader, writer = await asyncio.open_connection(*s.address)
+            for _ in range(3):
+                writer.write(b"GET /a HTTP/1.1\r\nhost: h\r\n" + fields(100, 200) + b"\r\n")
+                assert (await answer(reader))[1] == b"long GET /a 0"
+            writer.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"GET\r\n\r\n",
+     b"POST /infer HTTP/1.1\r\nhost: h\r\ncontent-length: -1\r\n\r\n",
+     b"GET /a HTTP/1.1\r\nno field\r\n\r\n",
+     b"POST /other HTTP/1.1\r\nhost: h\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\nabc"],
+)  # fmt: skip
+def test_what_is_no_http_is_told_so_as_every_error_is(sent: bytes) -> None:
+    async def test() -> None:
+        async with served() as s:
+            reader, writer = await asyncio.open_connection(*s.address)
+            writer.write(sent)
+            head, body = await answer(reader)
+            assert head.startswith(b"HTTP/1.1 400 ")
+            assert list(orjson.loads(body)) == ["error"]
+            assert await asyncio.wait_for(reader.read(), 20) == b""
             writer.close()
 
     run(test())
