@@ -49,6 +49,10 @@ class UnknownModel(SluiceError):
 class DeadlineExceeded(SluiceError):
     http_status = 408
 
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
 
 class QuotaExceeded(SluiceError):
     http_status = 429

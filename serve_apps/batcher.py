@@ -284,7 +284,12 @@ class Batcher:
         expired, earliest = self._waiting.expired(now)
         self._wake_at(max(now + _EXPIRY_GRAIN_S, earliest))
         for request in expired:
-            self._settle(request, _expired())
+            self._settle(request, self._expired())
+
+    def _expired(self) -> DeadlineExceeded:
+        """Its time is over, whatever `Scheduling.late` says; when to try again is told where that wants it told."""
+        retry_after_s = None if self.scheduling.late == "408" else max(1.0, self.predicted_delay_s())
+        return DeadlineExceeded("the timeout ran out before the request was executed", retry_after_s=retry_after_s)
 
     def _is_busy(self) -> bool:
         return len(self._idle_threads) < len(self._running) or self._waiting.live > 0
@@ -323,7 +328,7 @@ class Batcher:
 
     def _refuse_late(self, request: Request, now: float) -> None:
         if request.deadline <= now:
-            error: SluiceError = _expired()
+            error: SluiceError = self._expired()
         else:
             left_s = request.deadline - now
             error = self._late(f"{left_s:.3g} s before its timeout it could not be executed any more", left_s)
@@ -402,10 +407,6 @@ class Batcher:
             request.done(request, outcome)
         except Exception:  # must not cost the neighbours in its batch their answers
             _log.exception("what was to be done with an answer failed")
-
-
-def _expired() -> DeadlineExceeded:
-    return DeadlineExceeded("the timeout ran out before the request was executed")
 
 
 def _refuse_misfits(models: tuple[Model, ...]) -> None:

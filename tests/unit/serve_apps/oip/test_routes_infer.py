@@ -234,6 +234,7 @@ def test_a_full_queue_is_503_with_retry_after_and_a_timeout_is_408() -> None:
         assert "max_queued_requests=1" in refused.error
         timed_out = await late
         assert timed_out.status == 408
+        assert int(timed_out.headers["retry-after"]) >= 1, "as `late: 503` has it"
         assert "timeout" in timed_out.error
         stuck.gate.stay_open()
         assert (await stuck.first).status == 200
