@@ -5,7 +5,7 @@ SluiceError                     500
 │   ├── ConfigError             400  a bad file, flag or field
 │   └── PayloadTooLarge         413
 ├── UnknownModel                404
-├── DeadlineExceeded            408  the request's own timeout ran out before it was executed
+├── DeadlineExceeded            408  + retry_after_s: the request's own timeout ran out before it was executed
 ├── QuotaExceeded               429  + retry_after_s: this tenant sent more than its quota
 ├── Overloaded                  503  + retry_after_s: the queue is full, or the wait would be longer than the timeout
 ├── NotReady                    503  + retry_after_s: still loading, or draining
