@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 
 from cluster.artifacts import ArtifactStore
-from cluster.errors import ConfigError, NotReady, VariantNotFound
+from cluster.errors import ConfigError, VariantNotFound
 from cluster.runtimes import RuntimeConfig
 from cluster.scheduling import Scheduling
 from cluster.variants import Variant
@@ -29,7 +29,7 @@ from serve_apps.front import serve_hook
 from serve_apps.front.direct import DirectListener
 from serve_apps.front.protocol import LeanProtocol
 from serve_apps.loading import Loaded, best_first, load
-from serve_apps.oip.exchange import Inference
+from serve_apps.oip.asked import Asked
 from serve_apps.oip.routes import OipApp
 from serve_apps.oip.served import Served, missing
 from serve_apps.own_config import OwnConfig
@@ -71,17 +71,7 @@ async def _off_the_loop(work: Callable[[], Loaded]) -> Loaded:
 
 def _make_app() -> OipApp:
     """Serve calls this in the replica, before the instance exists: the app looks it up at its first request."""
-    instance: list[Any] = []
-
-    def host() -> Any:
-        if not instance:
-            found = serve.get_replica_context().servable_object
-            if found is None:
-                raise NotReady("this replica is still starting; send the request again, another one will take it")
-            instance.append(found)
-        return instance[0]
-
-    app = OipApp(host)
+    app = OipApp(serve_hook.servable)
     LeanProtocol.endpoint = app.exchange  # used where serve_hook.py could take the port
     return app
 
@@ -314,7 +304,7 @@ class ModelHost:
         else:
             self._cache.max_bytes = int(mib * (1 << 20))
 
-    def put(self, request: Inference) -> None:
+    def put(self, request: Asked) -> None:
         """See Batcher.put."""
         batcher, cache = self._running(), self._cache
         if cache is None:
@@ -329,7 +319,7 @@ class ModelHost:
         request.cached = cache
         cache.put(request)
 
-    def cancel(self, request: Inference) -> None:
+    def cancel(self, request: Asked) -> None:
         """See Batcher.cancel."""
         cached = request.cached
         (self._running() if cached is None else cached).cancel(request)

@@ -6,19 +6,24 @@ from typing import Any
 
 import yaml
 
+from cluster.control.serve_env import GRPC
 from cluster.plans import Plan
 
 IMPORT_PATH = "serve_apps.app:build"
 DEPLOYMENT = "ModelDeployment"
 
 
-def serve_config(plan: Plan, *, http_host: str = "0.0.0.0", http_port: int = 8000) -> dict[str, Any]:
-    """The Serve config as a dict; `user_config` holds what may change without a restart.
+def serve_config(
+    plan: Plan, *, http_host: str = "0.0.0.0", http_port: int = 8000, grpc_port: int | None = None
+) -> dict[str, Any]:
+    """The Serve config as a dict; `user_config` holds what may change without a restart, and both ports are fixed when
+    Serve starts. Without `grpc_port` there is no gRPC.
 
     max_ongoing_requests is above what our own queue admits, so that our 503 with Retry-After decides and not Serve's.
     """
     return {
         "http_options": {"host": http_host, "port": http_port},
+        **({"grpc_options": {"port": grpc_port, "grpc_servicer_functions": [GRPC]}} if grpc_port is not None else {}),
         "logging_config": {"enable_access_log": False},
         "applications": [
             {

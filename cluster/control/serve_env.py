@@ -12,6 +12,12 @@ RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING":
 FRONT = "serve_apps.front.serve_hook:install"
 """Upward by string only: Serve imports it in the replica."""
 
+GRPC = "serve_apps.front.grpc_ingress:add_to_server"
+"""Also by string only: Serve imports it in each replica and in its own proxy, if the Serve config says so."""
+
+MAX_GRPC_BYTES = (16 << 20) + (64 << 10)
+"""Of a message, unpacked: a body as over HTTP, and what stands around its tensors. gRPC refuses more by itself."""
+
 LATENCY_BUCKETS_MS = (0.5, 1, 2, 5, 10, 20, 35, 50, 75, 100, 200, 500, 1000, 5000)
 """Serve's own smallest bucket is 1 ms, and it has none between 20 and 50, where the SLO bounds are."""
 
@@ -32,6 +38,7 @@ def throughput_environment(*, haproxy_threads: int = 1) -> dict[str, str]:
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": FRONT,
         # It would also write each request down for a syslog that is not there.
         "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:514 sample 1:1000000",
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_GRPC_BYTES),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(haproxy_threads),
         "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": ",".join(f"{bound:g}" for bound in LATENCY_BUCKETS_MS),
     }

@@ -20,6 +20,8 @@ from typing import Any
 import uvicorn.config
 from starlette.middleware import Middleware
 
+from cluster.errors import NotReady
+from serve_apps.front.endpoint import Ledger
 from serve_apps.front.protocol import LeanProtocol
 
 _PROTOCOL = "serve_apps.front.protocol:LeanProtocol"
@@ -41,6 +43,37 @@ def is_leaving() -> bool:
     return bool(getattr(_replica[0], "_shutting_down", False)) if _replica else False
 
 
+async def dataplane_health() -> tuple[bool, str]:
+    """What Serve tells its HAProxy of this replica."""
+    healthy, message = await _replica[0]._dataplane_health_check()
+    return bool(healthy), str(message)
+
+
+def servable() -> Any:
+    """What Serve made of the deployment in this process. Raises NotReady where that is not there yet, or no replica
+    is."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        found = serve.get_replica_context().servable_object
+    except RayServeException as error:
+        raise NotReady("no replica is up yet; send the request again in a moment") from error
+    if found is None:
+        raise NotReady("this replica is still starting; send the request again, another one will take it")
+    return found
+
+
+def grpc_ledger() -> Ledger | None:
+    """Who is told of inferences over gRPC; None where nobody is: Serve's own proxy, or a Ray that keeps its books
+    otherwise."""
+    try:
+        return _Books(_replica[0], "GRPC") if _replica else None
+    except (AttributeError, TypeError, ImportError, KeyError) as error:
+        _log.warning("this Ray keeps its books otherwise (%s); it will not wait for calls over gRPC", error)
+        return None
+
+
 def _look_behind(app: Any) -> Any:
     """Find the replica behind the application, and give the application back as it is."""
     replica = getattr(getattr(app, "_app", None), "__self__", None)
@@ -53,19 +86,32 @@ def _look_behind(app: Any) -> Any:
         _log.warning("this Ray keeps its books otherwise (%s); requests take the long way", error)
         return app
     uvicorn.config.HTTP_PROTOCOLS["auto"] = _PROTOCOL
+    _take_grpc_port(replica)
     return app
+
+
+def _take_grpc_port(replica: Any) -> None:
+    """The replica starts its gRPC server after this one, by a name of its module."""
+    from ray.serve._private import replica as module
+
+    from serve_apps.front import grpc_ingress
+
+    if hasattr(module, "start_grpc_server") and hasattr(replica, "_dataplane_health_check"):
+        module.start_grpc_server = grpc_ingress.listen
+    else:
+        _log.warning("this Ray starts its gRPC server otherwise; calls take the long way")
 
 
 class _Books:
     """What Serve is told: how many inferences are under way, at once; how many ended and how long they took, once a
     second. Raises AttributeError or TypeError where Ray's own records are called otherwise."""
 
-    def __init__(self, replica: Any) -> None:
+    def __init__(self, replica: Any, protocol: str = "HTTP") -> None:
         from ray.serve._private.common import RequestProtocol
 
         self._metrics = metrics = replica._metrics_manager
         self._route: str = replica._route_prefix or "/"
-        self._protocol = RequestProtocol.HTTP
+        self._protocol = RequestProtocol[protocol]
         self._by_protocol: dict[Any, int] = metrics._ingress_ongoing_requests
         metrics._num_ongoing_requests += 0
         if not metrics._cached_metrics_enabled:

@@ -17,7 +17,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import orjson
@@ -25,10 +24,11 @@ from numpy.typing import NDArray
 
 from cluster.errors import DeadlineExceeded, SluiceError, UnknownModel
 from cluster.tensors import NUMPY_OF_DATATYPE, check_inputs
-from serve_apps.executor import Answer, Model, Request
+from serve_apps.executor import Answer, Model
 from serve_apps.front.endpoint import Pending, Reply
 from serve_apps.front.head import Head
 from serve_apps.images import from_picture, from_raw, picture_input, single_input
+from serve_apps.oip.asked import Asked
 from serve_apps.oip.codec import HEADER_LENGTH, MAX_JSON_BYTES, InferRequest, decode, encode_response, wanted_outputs
 from serve_apps.oip.served import Host, Served, missing, served_by
 from serve_apps.oip.templates import Template, check_rows, raw_parts
@@ -82,39 +82,22 @@ class _Memo:
         return self._request
 
 
-class Inference(Request):
-    """On its way."""
+class Inference(Asked):
+    """On its way, asked over HTTP."""
 
-    __slots__ = ("_host", "_octets_back", "_reply", "_request", "_served", "_template", "cached", "wish")
+    __slots__ = ("_octets_back", "_reply", "_request", "_served", "_template")
 
     def __init__(
         self, host: Host, memo: _Memo, request: InferRequest, inputs: Arrays, template: Template | None, reply: Reply,
         *, spent_s: float = 0.0,
     ) -> None:  # fmt: skip
         """`spent_s` of its time is over."""
-        timeout_s, priority, accuracy, tenant = request.wishes
-        timeout_s = timeout_s or host.default_timeout_s
-        if spent_s and timeout_s is not None:
-            timeout_s -= spent_s
-        if type(accuracy) is float:
-            accuracy *= memo.served.floors
-        Request.__init__(
-            self, inputs, _done, timeout_s=timeout_s, priority=priority, tenant=tenant, accuracy=accuracy,
-            models=memo.models,
-        )  # fmt: skip
-        self.wish = (memo.models, accuracy, tenant)
-        """What beside the inputs decides the answer: equal ones may share it (serve_apps/cache.py)."""
-        self.cached: Any = None
-        """The cache that it went through."""
-        self._host = host
+        super().__init__(host, memo.served, memo.models, request.wishes, inputs, spent_s=spent_s)
         self._served = memo.served
         self._request = request
         self._template = template
         self._octets_back = memo.octets_back
         self._reply = reply
-
-    def cancel(self) -> None:
-        self._host.cancel(self)
 
     def finish(self, outcome: Answer | SluiceError) -> None:
         """Answer it."""
@@ -188,11 +171,6 @@ class _Picture:
             self._decoding.cancel()
         else:
             self._inference.cancel()
-
-
-def _done(request: Request, outcome: Answer | SluiceError) -> None:
-    assert isinstance(request, Inference)
-    request.finish(outcome)
 
 
 def _lines(lines: bytes, json_bytes: int | None, size: int) -> bytes:
@@ -280,7 +258,7 @@ class Exchange:
         json_bytes = memo.json_bytes
         template = memo.templates.of(body, json_bytes) if json_bytes else None
         if template is not None:
-            return Inference(host, memo, template.request, _padded(served, template.inputs(body)), template, reply)
+            return Inference(host, memo, template.request, padded(served, template.inputs(body)), template, reply)
         if memo.raw:
             if len(body) == memo.row_bytes:  # nearly every one: a single row, nothing left to check
                 tensor: NDArray[np.generic] = np.ndarray(memo.row_shape, memo.row_dtype, body)
@@ -297,10 +275,10 @@ class Exchange:
         # From `served` to here nothing was awaited: the models that checked the inputs are those that execute them.
         if json_bytes:
             memo.templates.learn(body, json_bytes, request)
-        return Inference(host, memo, request, _padded(served, request.inputs), None, reply)
+        return Inference(host, memo, request, padded(served, request.inputs), None, reply)
 
 
-def _padded(served: Served, inputs: Arrays) -> Arrays:
+def padded(served: Served, inputs: Arrays) -> Arrays:
     """Sequences as the graph gets them. Raises InvalidRequest."""
     if served.buckets is None:
         return inputs

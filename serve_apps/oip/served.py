@@ -18,7 +18,7 @@ from serve_apps.oip.wishes import Wishes
 from serve_apps.sequences import SequenceBuckets
 
 if TYPE_CHECKING:
-    from serve_apps.oip.exchange import Inference
+    from serve_apps.oip.asked import Asked
 
 _UNLOADED_RETRY_S = 30.0
 """Whoever unloaded a model has no plans for the next second."""
@@ -74,10 +74,10 @@ class Host(Protocol):
     def served(self) -> Served | None:
         """None while nothing is loaded."""
 
-    def put(self, request: Inference) -> None:
+    def put(self, request: Asked) -> None:
         """Batcher.put, or whatever stands before it."""
 
-    def cancel(self, request: Inference) -> None:
+    def cancel(self, request: Asked) -> None:
         """Its counterpart."""
 
 

@@ -81,10 +81,11 @@ def _texts(
         texts.append(body[start:offset])
     if offset != end:
         raise InvalidRequest(f"{what}: {end - offset} bytes of its binary_data_size={size_bytes} are no element")
-    return _objects(texts).reshape(shape)
+    return objects(texts).reshape(shape)
 
 
-def _objects(values: list[Any]) -> NDArray[np.generic]:
+def objects(values: list[Any]) -> NDArray[np.generic]:
+    """A flat BYTES tensor."""
     made = np.empty(len(values), np.object_)
     made[:] = values
     return made
@@ -113,7 +114,7 @@ def _packed(what: str, data: list[Any], dtype: np.dtype[Any]) -> bytearray | arr
     """Flat JSON values -> memory of this dtype. bytearray and array are strict about types and bounds, and quick."""
     try:
         if dtype.kind == "O":
-            return _objects([str.encode(text) for text in data])
+            return objects([str.encode(text) for text in data])
         if dtype.char == "e":
             with np.errstate(over="ignore"):
                 return _in_range(what, np.frombuffer(array("d", data)).astype(dtype))
