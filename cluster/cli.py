@@ -306,6 +306,7 @@ def serve(
         list[str] | None, typer.Option(help="A variant to step down to under pressure; may be given again.")
     ] = None,
     direct_port: Annotated[int | None, typer.Option(help="A port of the replicas' own, past HAProxy.")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="A port for gRPC; without it there is none.")] = None,
     repository: Annotated[bool, typer.Option("--repository", help="Let clients load and unload the model.")] = False,
     store: Store = None,
     dry_run: DryRun = False,

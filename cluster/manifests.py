@@ -59,6 +59,8 @@ class KubernetesSettings:
     store_claim: str = "sluice-store"
     """PersistentVolumeClaim that holds the artifact store; workers mount it read-only."""
     http_port: int = 8000
+    grpc_port: int | None = None
+    """Of HAProxy in each worker pod, and of a Service of its own; None: no gRPC."""
     haproxy_threads: int = 1
     min_workers: int | None = None
     """Fewest worker pods; None: as many as the plan's replicas need. A pod without a replica stays unready."""
@@ -79,6 +81,9 @@ class KubernetesSettings:
         if not 0 < self.http_port < 65536 or self.http_port in taken:
             why = f"taken by {taken[self.http_port]}" if self.http_port in taken else "no TCP port"
             raise ConfigError(f"http_port={self.http_port} is {why}; 8000 is Serve's own")
+        taken |= {self.http_port: "serve"}
+        if self.grpc_port is not None and (not 0 < self.grpc_port < 65536 or self.grpc_port in taken):
+            raise ConfigError(f"grpc_port={self.grpc_port} is no TCP port, or taken in these pods; 9000 is Serve's own")
         for field in ("head_memory", "worker_memory"):
             if not _MEMORY.fullmatch(getattr(self, field)):
                 raise ConfigError(f"{field}={getattr(self, field)!r} is no memory size; write it as 4Gi or 512Mi")
@@ -150,7 +155,7 @@ def render_ray_service(plan: Plan, settings: KubernetesSettings | None = None) -
             "minReplicas": group.min_replicas,
             "maxReplicas": group.max_replicas,
             "rayStartParams": {"num-cpus": str(group.cpus)} | ({"num-gpus": str(group.gpus)} if group.gpus else {}),
-            "template": _direct_label(plan, settings) | {"spec": _worker_pod(settings, group, plan.direct_port)},
+            "template": _own_label(plan, settings) | {"spec": _worker_pod(settings, group, plan.direct_port)},
         }
     ]
     return {
@@ -158,7 +163,7 @@ def render_ray_service(plan: Plan, settings: KubernetesSettings | None = None) -
         "kind": "RayService",
         "metadata": {"name": settings.name, "labels": {"app.kubernetes.io/name": "sluice"}},
         "spec": {
-            "serveConfigV2": serve_yaml(serve_config(on_cluster, http_port=settings.http_port)),
+            "serveConfigV2": serve_yaml(serve_config(on_cluster, http_port=settings.http_port, grpc_port=settings.grpc_port)),
             "upgradeStrategy": {"type": "NewCluster"},
             "excludeHeadPodFromServeSvc": True,
             "rayClusterConfig": cluster,
@@ -175,24 +180,48 @@ def render_direct_service(plan: Plan, settings: KubernetesSettings | None = None
     settings = settings or KubernetesSettings()
     if plan.direct_port is None:
         return None
-    taken = _purposes({"serve": settings.http_port} | _HEAD_PORTS | _NODE_PORTS)
+    taken = _purposes({"serve": settings.http_port} | _grpc_port(settings) | _HEAD_PORTS | _NODE_PORTS)
     if plan.direct_port in taken:
         raise ConfigError(
             f"direct_port={plan.direct_port} is {taken[plan.direct_port]}'s in these pods; choose another, say 8010"
         )
+    return _service(settings, "direct", plan.direct_port)
+
+
+def render_grpc_service(settings: KubernetesSettings | None = None) -> dict[str, Any] | None:
+    """The Service before HAProxy's gRPC port: KubeRay's own names the HTTP port only. None without such a port.
+
+    It is headless, so that a client may know all pods and deal its calls out among them (`round_robin`): a connection
+    of gRPC stays, and with a Service of one address it stays with one pod, whose HAProxy then deals out alone.
+    """
+    settings = settings or KubernetesSettings()
+    if settings.grpc_port is None:
+        return None
+    service = _service(settings, "grpc", settings.grpc_port)
+    service["spec"]["clusterIP"] = "None"
+    return service
+
+
+def _service(settings: KubernetesSettings, name: str, port: int) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": f"{settings.name}-direct", "labels": {"app.kubernetes.io/name": "sluice"}},
+        "metadata": {"name": f"{settings.name}-{name}", "labels": {"app.kubernetes.io/name": "sluice"}},
         "spec": {
             "selector": {_DIRECT_LABEL: settings.name, "ray.io/serve": "true"},
-            "ports": [{"name": "direct", "port": plan.direct_port, "targetPort": plan.direct_port}],
+            "ports": [{"name": name, "port": port, "targetPort": port}],
         },
     }
 
 
-def _direct_label(plan: Plan, settings: KubernetesSettings) -> dict[str, Any]:
-    return {} if plan.direct_port is None else {"metadata": {"labels": {_DIRECT_LABEL: settings.name}}}
+def _own_label(plan: Plan, settings: KubernetesSettings) -> dict[str, Any]:
+    """Of pods that a Service of ours selects."""
+    ours = plan.direct_port is not None or settings.grpc_port is not None
+    return {"metadata": {"labels": {_DIRECT_LABEL: settings.name}}} if ours else {}
+
+
+def _grpc_port(settings: KubernetesSettings) -> dict[str, int]:
+    return {} if settings.grpc_port is None else {"grpc": settings.grpc_port}
 
 
 def _head_pod(settings: KubernetesSettings, *, autoscaler: bool) -> dict[str, Any]:
@@ -240,7 +269,7 @@ def _container(
 ) -> dict[str, Any]:  # fmt: skip
     # Requests equal limits: Ray takes what a container may use for what it has, and a throttled core ruins the p99.
     size = {"cpu": str(cpus), "memory": memory}
-    named = ports | {"serve": settings.http_port} | _NODE_PORTS
+    named = ports | {"serve": settings.http_port} | _grpc_port(settings) | _NODE_PORTS
     environment = throughput_environment(haproxy_threads=settings.haproxy_threads)
     return {
         "name": name,

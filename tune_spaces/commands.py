@@ -272,7 +272,9 @@ def serve_local(
     if repository:
         changed["repository"] = True
     plan = Plan.model_validate(plan.model_dump() | changed)
-    config = serve_config(plan, http_host=host, http_port=port)
+    if grpc_port is not None and grpc_port in (port, plan.direct_port):
+        raise ConfigError(f"grpc_port={grpc_port} is another of its ports; pass --grpc-port another one, say 9000")
+    config = serve_config(plan, http_host=host, http_port=port, grpc_port=grpc_port)
     if dry_run:
         print(to_yaml(config))
         return
@@ -280,7 +282,8 @@ def serve_local(
     with local.LocalCluster("serve", http_port=port, num_cpus=num_cpus) as cluster:
         cluster.deploy(config, timeout_s=120.0)
         _console.print(
-            f"serving {plan.variant_name} at http://127.0.0.1:{port}/v2/models/{plan.model_name}; Ctrl-C stops it"
+            f"serving {plan.variant_name} at http://127.0.0.1:{port}/v2/models/{plan.model_name}"
+            f"{'' if grpc_port is None else f' and over gRPC at 127.0.0.1:{grpc_port}'}; Ctrl-C stops it"
         )
         while cluster.is_running():
             time.sleep(0.5)

@@ -161,7 +161,8 @@ class GrpcService:
         the call's own deadline; `headers` its metadata, if there may be wishes in it."""
         try:
             if path in self._changes:
-                return self._change(path, body, reply)
+                self._change(path, body, reply)
+                return None
             if path == _INFER:
                 return self._infer(body, reply, timeout_s, headers)
             told = self._told.get(path)

@@ -22,6 +22,7 @@ from cluster.manifests import (
     KubernetesSettings,
     read_plan,
     render_direct_service,
+    render_grpc_service,
     render_ray_service,
     to_yaml,
     worker_group,
@@ -95,6 +96,28 @@ def test_a_plan_with_a_port_of_the_replicas_own_has_a_service_before_it() -> Non
     assert {"name": "direct", "containerPort": 8010} in worker["containers"][0]["ports"]
     assert {"name": "direct", "containerPort": 8010} not in head["containers"][0]["ports"]
     assert yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"][0]["args"]["direct_port"] == 8010
+
+
+def test_a_port_for_grpc_reaches_serve_the_pods_and_a_service_that_names_them_all() -> None:
+    assert render_grpc_service() is None
+    settings = KubernetesSettings(name="shop", grpc_port=9000)
+    service, manifest = render_grpc_service(settings), render_ray_service(make_plan(), settings)
+    assert service is not None
+    assert service["metadata"]["name"] == "shop-grpc"
+    assert service["spec"]["clusterIP"] == "None"
+    assert [(port["port"], port["targetPort"]) for port in service["spec"]["ports"]] == [(9000, 9000)]
+    [group] = cluster_of(manifest)["workerGroupSpecs"]
+    selected = dict(service["spec"]["selector"])
+    assert selected.pop("ray.io/serve") == "true"
+    assert selected.items() <= group["template"]["metadata"]["labels"].items()
+    assert {"name": "grpc", "containerPort": 9000} in pods(manifest)[1]["containers"][0]["ports"]
+    assert yaml.safe_load(manifest["spec"]["serveConfigV2"])["grpc_options"]["port"] == 9000
+
+
+@pytest.mark.parametrize("port", [0, 8000, 8080, 8265])
+def test_a_port_for_grpc_that_the_pods_use_otherwise_is_refused(port: int) -> None:
+    with pytest.raises(ConfigError, match=f"grpc_port={port} is "):
+        KubernetesSettings(grpc_port=port)
 
 
 @pytest.mark.parametrize("port", [8000, 8080, 8265])
