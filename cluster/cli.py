@@ -314,7 +314,7 @@ def serve(
     """Serve a variant or a plan on a local Ray cluster until Ctrl-C; with --dry-run, print the Serve config."""
     _run(
         "serve", ref=variant, plan_path=plan, port=port, host=host, also=also or [], direct_port=direct_port,
-        repository=repository, store=store, dry_run=dry_run,
+        grpc_port=grpc_port, repository=repository, store=store, dry_run=dry_run,
     )  # fmt: skip
 
 

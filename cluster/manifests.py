@@ -163,7 +163,9 @@ def render_ray_service(plan: Plan, settings: KubernetesSettings | None = None) -
         "kind": "RayService",
         "metadata": {"name": settings.name, "labels": {"app.kubernetes.io/name": "sluice"}},
         "spec": {
-            "serveConfigV2": serve_yaml(serve_config(on_cluster, http_port=settings.http_port, grpc_port=settings.grpc_port)),
+            "serveConfigV2": serve_yaml(
+                serve_config(on_cluster, http_port=settings.http_port, grpc_port=settings.grpc_port)
+            ),
             "upgradeStrategy": {"type": "NewCluster"},
             "excludeHeadPodFromServeSvc": True,
             "rayClusterConfig": cluster,

@@ -260,7 +260,7 @@ def report(*, folder: Path, store: Path | None, as_json: bool) -> None:
 
 def serve_local(
     *, ref: str | None, plan_path: Path | None, port: int, host: str, also: list[str], direct_port: int | None,
-    repository: bool, store: Path | None, dry_run: bool,
+    grpc_port: int | None, repository: bool, store: Path | None, dry_run: bool,
 ) -> None:  # fmt: skip
     """Serve one variant, or a plan, in the foreground."""
     plan = _plan_to_serve(ref, plan_path, store)
