@@ -17,6 +17,8 @@ SluiceError                     500
 ├── RuntimeUnavailable          500  a runtime, its device or its compiler is missing: the message says the way out
 ├── DataUnavailable             500  a data set is neither on disk nor to be downloaded
 ├── ClusterError                500  Ray or Serve did not start, stop or answer
+├── ServerUnreachable           500  a client's: nobody answered, or the connection broke
+├── ProtocolError               500  a client's: what came back is no answer of the protocol
 ├── TrainingFailed              500  NaN loss, full disk, lost worker: the last checkpoint stays intact
 └── ClientSaturated             500  the load generator could not hold the rate: "can't tell", never a number
 """
@@ -107,6 +109,14 @@ class DataUnavailable(SluiceError):
 
 
 class ClusterError(SluiceError):
+    pass
+
+
+class ServerUnreachable(SluiceError):
+    pass
+
+
+class ProtocolError(SluiceError):
     pass
 
 

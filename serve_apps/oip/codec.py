@@ -12,7 +12,7 @@ error that says so, where a JSON writer would have sent null.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,14 +78,18 @@ def encode_response(
 def encode_request(
     inputs: Mapping[str, NDArray[np.generic]], *, binary: bool, id: str | None = None,
     parameters: dict[str, Any] | None = None, binary_output: bool | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> tuple[bytes, dict[str, str]]:  # fmt: skip
-    """(body, headers) of a request: the client's side of `decode`. Raises InvalidRequest for what cannot be sent."""
+    """(body, headers) of a request: the client's side of `decode`. `outputs`: those that are wanted; None: all. Raises
+    InvalidRequest for what cannot be sent."""
     options = dict(parameters or {})
     if binary_output is not None:
         options["binary_data_output"] = binary_output
     request: dict[str, Any] = {"parameters": options} if options else {}
     if id is not None:
         request["id"] = id
+    if outputs is not None:
+        request["outputs"] = [{"name": name} for name in outputs]
     body, length = _body(request, "inputs", [(name, tensor, binary) for name, tensor in inputs.items()], InvalidRequest)
     if length is None:
         return body, {"content-type": "application/json"}
@@ -94,8 +98,15 @@ def encode_request(
 
 def decode_response(body: bytes, headers: Mapping[str, str]) -> dict[str, NDArray[np.generic]]:
     """The tensors of an answer: the client's side of `encode_response`. Header names in lower case."""
+    return decode_answer(body, headers)[1]
+
+
+def decode_answer(
+    body: bytes, headers: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, NDArray[np.generic]]]:
+    """(the JSON part, the tensors) of an answer. Raises InvalidRequest naming what is wrong with it."""
     answer, start = _parse(body, headers)
-    return _tensors(answer.get("outputs"), "output", body, start)
+    return answer, _tensors(answer.get("outputs"), "output", body, start)
 
 
 def check_json_size(size: int, most: int = MAX_JSON_BYTES) -> None:
