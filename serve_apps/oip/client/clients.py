@@ -74,7 +74,7 @@ class _Common:
 
     def _broken(self, error: httpx.HTTPError, send: Send, on_its_way: Attempt) -> Broken:
         """What went wrong, in our words."""
-        what = f"{send.message.method} {self._url}{send.message.path.removeprefix('/')}"
+        what = f"{send.message.method} {str(self._url).rstrip('/')}{send.message.path}"
         if isinstance(error, httpx.PoolTimeout):
             return Broken(DeadlineExceeded(
                 f"{what}: all {self._max_connections} connections were in use for {send.left_s:g} s; raise "
@@ -92,7 +92,10 @@ class _Common:
 
 def _plain(client: httpx.Client | httpx.AsyncClient, headers: Mapping[str, str]) -> None:
     """Say nothing of httpx's own accord: without it an answer is never packed but where it was asked for."""
-    client.headers = httpx.Headers({"user-agent": "sluice-client", **headers})
+    client.headers["user-agent"] = "sluice-client"
+    for name in ("accept", "accept-encoding"):
+        del client.headers[name]
+    client.headers.update(headers)
 
 
 def _reply(response: httpx.Response) -> Reply:
