@@ -176,6 +176,8 @@ class Variant(_Frozen):
     outputs: tuple[TensorSpec, ...]
     sequence: SequenceSpec | None = None
     """None where every sample has the one size that `inputs` says."""
+    prior: Literal["normal"] | None = None
+    """What the first input, rows of numbers, is a draw from: a request may send a seed in its place."""
     labels: tuple[str, ...] = ()
     preprocessing: str = ""
     accuracies: tuple[Accuracy, ...] = ()
@@ -197,6 +199,8 @@ class Variant(_Frozen):
         )
         if self.sequence is not None:  # ids from before there was such a field stay what they were
             content["sequence"] = self.sequence.model_dump(mode="json")
+        if self.prior is not None:
+            content["prior"] = self.prior
         return canonical_sha256(content)[:16]
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

@@ -28,6 +28,7 @@ from serve_apps.executor import Answer
 from serve_apps.front import serve_hook
 from serve_apps.front.direct import DirectListener
 from serve_apps.front.protocol import LeanProtocol
+from serve_apps.latents import Latents
 from serve_apps.loading import Loaded, best_first, load
 from serve_apps.oip.asked import Asked
 from serve_apps.oip.routes import OipApp
@@ -261,8 +262,9 @@ class ModelHost:
         told = first.variant
         self.unavailable = None
         self.served = Served(
-            self.model_name, models, told.inputs, told.outputs, floors=_sign(told), buckets=SequenceBuckets.of(told)
-        )
+            self.model_name, models, told.inputs, told.outputs, floors=_sign(told), buckets=SequenceBuckets.of(told),
+            latents=Latents.of(told),
+        )  # fmt: skip
         gone = [each.model for each in before if each not in self._resident]
         if gone:
             # The old runtimes go with their last batch: an executor may be inside one now, so it is not closed here.
@@ -366,7 +368,7 @@ def _valid(user_config: dict[str, Any]) -> UserConfig:
 
 
 def _tensors(variant: Variant) -> tuple[Any, ...]:
-    return variant.inputs, variant.outputs, variant.sequence
+    return variant.inputs, variant.outputs, variant.sequence, variant.prior
 
 
 def _sign(variant: Variant) -> float:

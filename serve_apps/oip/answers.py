@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from cluster.errors import NotReady, UnknownModel
 from cluster.variants import TensorSpec, Variant
 from serve_apps.executor import Model
-from serve_apps.oip.served import Host, served_by
+from serve_apps.oip.served import Host, Served, served_by
 from serve_apps.pending import Counters
 from serve_apps.spent import Batches, Spent
 
@@ -111,7 +111,7 @@ def configuration(host: ModelHost) -> dict[str, Any]:
         "backend": runtime["name"],
         "version_policy": {"specific": {"versions": versions(host)}},
         "max_batch_size": config["max_batch_size"],
-        "input": [_tensor(spec) for spec in served.inputs],
+        "input": _inputs(served),
         "output": [_tensor(spec) for spec in served.outputs],
         "instance_group": [{"kind": "KIND_CPU", "count": runtime["streams"]}],
         "dynamic_batching": {"max_queue_delay_microseconds": 0},
@@ -180,6 +180,13 @@ def index(host: ModelHost, *, ready: bool = False) -> list[dict[str, str]]:
     reason = "this replica is draining"
     rows = [{"name": name, "version": version, "state": "UNAVAILABLE", "reason": reason} for version in known]
     return [] if ready else rows
+
+
+def _inputs(served: Served) -> list[dict[str, Any]]:
+    """With what may be sent in their place: both are optional then, and one of them is needed."""
+    if served.latents is None:
+        return [_tensor(spec) for spec in served.inputs]
+    return [_tensor(spec) | {"optional": True} for spec in (*served.inputs, served.latents.seed)]
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from serve_apps.images import from_picture, from_raw, picture_input, single_inpu
 from serve_apps.oip.asked import Asked
 from serve_apps.oip.codec import HEADER_LENGTH, MAX_JSON_BYTES, InferRequest, decode, encode_response, wanted_outputs
 from serve_apps.oip.served import Host, Served, missing, served_by
-from serve_apps.oip.templates import Template, check_rows, raw_parts
+from serve_apps.oip.templates import Template, raw_parts
 from serve_apps.oip.tensors import raw_bytes
 from serve_apps.oip.wishes import in_headers
 
@@ -258,7 +258,7 @@ class Exchange:
         json_bytes = memo.json_bytes
         template = memo.templates.of(body, json_bytes) if json_bytes else None
         if template is not None:
-            return Inference(host, memo, template.request, padded(served, template.inputs(body)), template, reply)
+            return Inference(host, memo, template.request, served.filled(template.inputs(body)), template, reply)
         if memo.raw:
             if len(body) == memo.row_bytes:  # nearly every one: a single row, nothing left to check
                 tensor: NDArray[np.generic] = np.ndarray(memo.row_shape, memo.row_dtype, body)
@@ -270,20 +270,11 @@ class Exchange:
         said = head.headers.get(_LENGTH)
         headers = {} if said is None else {HEADER_LENGTH: said.decode("latin-1")}
         request = decode(body, headers, served.outputs, memo.wishes)
-        check_inputs(served.inputs, request.inputs)
-        check_rows(request.inputs)
+        served.check(request.inputs)
         # From `served` to here nothing was awaited: the models that checked the inputs are those that execute them.
         if json_bytes:
             memo.templates.learn(body, json_bytes, request)
-        return Inference(host, memo, request, padded(served, request.inputs), None, reply)
-
-
-def padded(served: Served, inputs: Arrays) -> Arrays:
-    """Sequences as the graph gets them. Raises InvalidRequest."""
-    if served.buckets is None:
-        return inputs
-    name = served.inputs[0].name
-    return inputs | {name: served.buckets.prepare(inputs[name])}
+        return Inference(host, memo, request, served.filled(request.inputs), None, reply)
 
 
 def refusal(error: SluiceError) -> tuple[int, bytes, bytes]:

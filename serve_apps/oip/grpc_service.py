@@ -18,18 +18,16 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
 from cluster.errors import DeadlineExceeded, InvalidRequest, NotReady, SluiceError, UnknownModel
-from cluster.tensors import check_inputs
 from serve_apps.executor import Answer, Model
 from serve_apps.oip import answers, grpc_codec, grpc_status
 from serve_apps.oip.answers import ModelHost
 from serve_apps.oip.asked import Asked
-from serve_apps.oip.exchange import Arrays, padded
 from serve_apps.oip.grpc_status import FINE, Status
 from serve_apps.oip.proto import health_pb2 as health
 from serve_apps.oip.proto import open_inference_grpc_pb2 as oip
 from serve_apps.oip.proto import triton_extensions_pb2 as triton
 from serve_apps.oip.served import Served, served_by
-from serve_apps.oip.templates import check_rows
+from serve_apps.oip.templates import Arrays
 from serve_apps.oip.tensors import raw_bytes
 from serve_apps.oip.wishes import NONE, Wishes, in_headers
 
@@ -201,13 +199,12 @@ class GrpcService:
             answers.check_model(host, message.model_name, message.model_version or None)
             asked = grpc_codec.decode(message, raws, served.outputs, otherwise)
             inputs = asked.request.inputs
-            check_inputs(served.inputs, inputs)
-            check_rows(inputs)
+            served.check(inputs)
             seen = _Seen(asked, _models(served, message.model_version))
             if key is not None and len(said) <= _MAX_KEPT_BYTES and all(a.dtype.kind in "iuf" for a in inputs.values()):
                 self._keep(key, seen)
         wished = _within(seen.asked.request.wishes, timeout_s, host)
-        inference = _Inference(host, served, seen, answer_id, wished, padded(served, inputs), reply)
+        inference = _Inference(host, served, seen, answer_id, wished, served.filled(inputs), reply)
         host.put(inference)
         return inference
 

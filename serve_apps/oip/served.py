@@ -10,10 +10,12 @@ import re
 from typing import TYPE_CHECKING, Protocol
 
 from cluster.errors import NotReady
+from cluster.tensors import check_inputs
 from cluster.variants import TensorSpec
 from serve_apps.decoder import Decoder
 from serve_apps.executor import Model
-from serve_apps.oip.templates import Templates
+from serve_apps.latents import Latents
+from serve_apps.oip.templates import Arrays, Templates, check_rows
 from serve_apps.oip.wishes import Wishes
 from serve_apps.sequences import SequenceBuckets
 
@@ -32,11 +34,13 @@ class Served:
     def __init__(
         self, model_name: str, models: tuple[Model, ...], inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...], *, floors: float = 1.0, buckets: SequenceBuckets | None = None,
+        latents: Latents | None = None,
     ) -> None:  # fmt: skip
         """`floors` is -1 where accuracy is an error: a floor of it is the most that may be. `buckets` are those of the
-        first input, if its samples differ in length."""
+        first input, if its samples differ in length; `latents` draws it from seeds."""
         self.floors = floors
         self.buckets = buckets
+        self.latents = latents
         self.model_name = model_name
         self.models = models
         self.inputs = inputs
@@ -52,6 +56,22 @@ class Served:
             % (_UNPRINTABLE.sub(b"?", model.name.encode()), model.version.encode())
             for model in models
         }
+
+    def check(self, inputs: Arrays) -> None:
+        """Raises InvalidRequest unless these are the inputs of a model, or what stands in their place, all of them with
+        the same number of rows."""
+        if self.latents is None or not self.latents.check(inputs):
+            check_inputs(self.inputs, inputs)
+            check_rows(inputs)
+
+    def filled(self, inputs: Arrays) -> Arrays:
+        """What `check` let pass, as the graph gets it: sequences padded, latents drawn. Raises InvalidRequest."""
+        if self.latents is not None:
+            return self.latents.filled(inputs)
+        if self.buckets is None:
+            return inputs
+        name = self.inputs[0].name
+        return inputs | {name: self.buckets.prepare(inputs[name])}
 
     def templates(self, wishes: Wishes) -> Templates:
         """Of requests whose headers wish for this."""
