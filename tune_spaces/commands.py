@@ -47,7 +47,7 @@ def compress(
     from train_jobs import runs
     from train_jobs.compression.compress import build_variants
     from train_jobs.compression.spec import check_passes, chosen, default_spec
-    from train_jobs.compression.trained import of_finished
+    from train_jobs.compression.trained import of_finished, sampler_of
 
     wanted = chosen(spec, variants)
     check_passes(without)
@@ -58,10 +58,14 @@ def compress(
         trained = runs.load(run, runs_dir or default_runs_dir())
         dataset: Any = trained.config.task.load(trained.config.dataset, notify=console.print)
         source = of_finished(trained, dataset, runs_dir=runs_dir or default_runs_dir())
+        sampler = sampler_of(trained.model, trained.config, dataset, runs_dir=runs_dir or default_runs_dir())
     else:
         source, dataset = _own(model, data, name, console)
+        sampler = None
     passes = (wanted or default_spec(source.family)).without(without)
-    made = build_variants(_store(store), source, dataset, passes, notify=console.print)
+    made = []
+    for each in [source, *([sampler] if sampler is not None else [])]:
+        made += build_variants(_store(store), each, dataset, passes, notify=console.print)
     if as_json:
         print(json.dumps([v.model_dump(mode="json") for v in made], indent=2))
     else:

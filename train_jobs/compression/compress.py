@@ -11,10 +11,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import JsonValue
 from safetensors.torch import save
+from torch import nn
 
 from cluster import hardware
 from cluster.artifacts import ArtifactStore
@@ -22,8 +24,10 @@ from cluster.errors import ConfigError, InvalidRequest, SluiceError, TrainingFai
 from cluster.runtimes import RuntimeName
 from cluster.variants import Pass, Variant
 from train_jobs import weights
+from train_jobs.compression import threshold
 from train_jobs.compression.passes import Passes, Work
 from train_jobs.compression.spec import CompressSpec, Steps, default_spec
+from train_jobs.compression.subject import ReconstructSubject
 from train_jobs.compression.trained import TrainedModel, described
 from train_jobs.evaluate import Bench
 from train_jobs.export import to_torch_archive
@@ -85,7 +89,8 @@ class _Line:
         sequence, inputs = sequence_of(model.module), self._subject.inputs
         self._common: dict[str, Any] = {
             "family": model.family, "inputs": (sequence.freed(inputs) if sequence else inputs,),
-            "outputs": self._subject.outputs, "sequence": sequence, "labels": self._subject.labels,
+            "outputs": self._subject.outputs, "sequence": sequence, "prior": self._subject.prior,
+            "labels": self._subject.labels,
             "preprocessing": model.preprocessing, "provenance": {**model.provenance, **facts},
         }  # fmt: skip
 
@@ -95,17 +100,14 @@ class _Line:
         if module is None and graph is None:
             raise ConfigError(f"model {self._model.name} has neither a module nor an ONNX graph; pass one of them")
         if module is not None:
-            files = {
-                "model.pt2": to_torch_archive(module, self._subject.inputs),
-                "weights.safetensors": save(weights.separate(module)),
-            }
+            files = {"weights.safetensors": save(weights.separate(module))}
             self._trained = self._store(
-                "fp32-torch", None, (Pass(name="train"),), files, format="torch_export", made_for="torch"
+                "fp32-torch", None, (Pass(name="train"),), module, files, format="torch_export", made_for="torch"
             )
         first = Work(module, graph, (Pass(name="import_onnx"),) if graph is not None else ())
         exported = self._passes.exported(first)
         assert exported.graph is not None
-        self._variants[()] = self._store("fp32", self._trained, exported.passes, {"model.onnx": exported.graph})
+        self._variants[()] = self._store("fp32", self._trained, exported.passes, exported.graph)
         self._work[()] = exported
 
     def add(self, name: str, steps: Steps) -> Variant:
@@ -114,7 +116,7 @@ class _Line:
         assert made.graph is not None
         parent, before = self._parent(steps)
         self._variants[steps] = self._store(
-            name, parent, made.passes[before:], {"model.onnx": made.graph}, precision=made.precision
+            name, parent, made.passes[before:], made.graph, precision=made.precision
         )
         return self._variants[steps]
 
@@ -146,13 +148,24 @@ class _Line:
         return self._variants[()], len(self._after(()).passes)
 
     def _store(
-        self, name: str, parent: Variant | None, passes: tuple[Pass, ...], files: dict[str, bytes], *,
-        format: str = "onnx", made_for: RuntimeName = "onnxruntime", precision: str = "fp32",
+        self, name: str, parent: Variant | None, passes: tuple[Pass, ...], model: nn.Module | bytes,
+        files: Mapping[str, bytes] = MappingProxyType({}), *, format: str = "onnx",
+        made_for: RuntimeName = "onnxruntime", precision: str = "fp32",
     ) -> Variant:  # fmt: skip
+        common = dict(self._common)
+        if isinstance(self._subject, ReconstructSubject):
+            found = threshold.of(model, self._subject)
+            model = threshold.told(model, found.value)
+            common["outputs"] = (*common["outputs"], threshold.OUTPUT)
+            common["provenance"] = {**common["provenance"], "threshold": found._asdict()}
         variant = Variant(
             name=f"{self._model.name}/{name}", parent_id=parent.id if parent else None, passes=passes,
-            format=format, precision=precision, **self._common,
+            format=format, precision=precision, **common,
         )  # fmt: skip
+        if isinstance(model, bytes):
+            files = {"model.onnx": model, **files}
+        else:
+            files = {"model.pt2": to_torch_archive(model, self._subject.inputs), **files}
         self.made.append(self._bench.add(variant, files, made_for))
         return self.made[-1]
 

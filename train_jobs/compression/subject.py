@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset
 from train_jobs.export import output_spec
 from train_jobs.judges import AucJudge, ClassifyJudge, ErrorJudge, FrechetJudge, Judge
-from train_jobs.models.autoencoder import VAE, Autoencoder
+from train_jobs.models.autoencoder import VAE, Autoencoder, Sampler
 from train_jobs.parallel.shards import batches, noise
 from train_jobs.tasks import CLASSIFIERS, Part
 from train_jobs.tasks.adversarial import Adversarial
@@ -51,6 +51,8 @@ class Subject(Protocol):
     labels: tuple[str, ...]
     needs_teacher: bool
     """Is there nothing to learn from but the trained model's answers?"""
+    prior: Literal["normal"] | None
+    """What its inputs are drawn from, if they are no data."""
 
     def judge(self) -> Judge:
         """Of the whole test part."""
@@ -93,6 +95,7 @@ class _Sampled:
     """What subjects with a training part have in common."""
 
     needs_teacher = False
+    prior: Literal["normal"] | None = None
     labels: tuple[str, ...] = ()
     _train: Part
 
@@ -214,6 +217,11 @@ class ReconstructSubject(_Sampled):
         self._train = Part(train.x, torch.zeros(len(train), dtype=torch.int64))
         self._kept_part = task.parts.validation
 
+    def spread(self, count: int) -> NDArray[np.generic]:
+        """At most so many training inputs, evenly from all of them: neighbours in a series are alike."""
+        rows = np.unique(np.linspace(0, len(self._train) - 1, count).astype(np.int64))
+        return self._train.x[torch.from_numpy(rows)].contiguous().numpy()
+
     def judge(self) -> Judge:
         test, preprocess = self._task.parts.test, self._task.model.preprocess
         anomalous = test.y.numpy()
@@ -264,23 +272,18 @@ class ReconstructSubject(_Sampled):
             yield self._train.x[index], self._train.y[index]
 
 
-class GenerateSubject:
-    """Latents (B, Z) -> pictures (B, C, H, W) in 0..1: learns from the trained generator, judged by the Fréchet
-    distance to the test part."""
+class _Drawn:
+    """Latents (B, Z) -> samples (B, ...): learns from the trained model, for there is nothing else to learn from."""
 
     needs_teacher = True
+    prior: Literal["normal"] | None = "normal"
     labels: tuple[str, ...] = ()
 
-    def __init__(self, config: TrainConfig, task: Adversarial, *, dataset: str, teacher: nn.Module) -> None:
+    def __init__(self, config: TrainConfig, latent: int, shape: tuple[int, ...], *, output: str, teacher: nn.Module):
         self.family = config.model.family
-        latent, shape = task.shapes["inputs"][0], tuple(task.shapes["outputs"])
         self.inputs = TensorSpec(name="latent", datatype="FP32", shape=(-1, latent))
-        self.outputs = (TensorSpec(name="image", datatype="FP32", shape=(-1, *shape)),)
-        self._task, self._dataset, self._latent, self._seed = task, dataset, latent, config.seed
-        self._teacher = teacher
-
-    def judge(self) -> Judge:
-        return FrechetJudge(task=self._task, dataset=self._dataset, inputs="latent", output="image", seed=self._seed)
+        self.outputs = (TensorSpec(name=output, datatype="FP32", shape=(-1, *shape)),)
+        self._latent, self._seed, self._teacher = latent, config.seed, teacher
 
     def samples(self, count: int) -> NDArray[np.generic]:
         return noise((count, self._latent), self._seed, 0, _LATENTS).numpy()
@@ -315,6 +318,38 @@ class GenerateSubject:
         module.eval()
         ((x, _),) = self.kept(seed=seed, validation=validation)
         return -float((module(x) - self._teacher(x)).abs().mean())
+
+
+class GenerateSubject(_Drawn):
+    """Latents (B, Z) -> pictures (B, C, H, W) in 0..1: judged by the Fréchet distance to the test part."""
+
+    def __init__(self, config: TrainConfig, task: Adversarial, *, dataset: str, teacher: nn.Module) -> None:
+        latent, shape = task.shapes["inputs"][0], tuple(task.shapes["outputs"])
+        super().__init__(config, latent, shape, output="image", teacher=teacher)
+        self._task, self._dataset = task, dataset
+
+    def judge(self) -> Judge:
+        return FrechetJudge(task=self._task, dataset=self._dataset, inputs="latent", output="image", seed=self._seed)
+
+
+class DecodeSubject(_Drawn):
+    """Codes (B, Z) of a variational autoencoder -> samples, on the model's scale: judged by how well the codes of the
+    test part come back as what they are codes of."""
+
+    def __init__(self, config: TrainConfig, task: Reconstruct, vae: VAE, *, dataset: str) -> None:
+        shape = tuple(task.shapes["inputs"])
+        output = "image" if len(shape) == 3 else "window"
+        super().__init__(config, vae.latent, shape, output=output, teacher=Sampler(vae).eval())
+        self._task, self._dataset, self._vae = task, dataset, vae
+
+    @torch.inference_mode()
+    def judge(self) -> Judge:
+        pieces = [self._vae.preprocess(piece.x) for piece in in_pieces(self._task.parts.test)]
+        codes_NZ = torch.cat([self._vae.encode(piece)[0] for piece in pieces]).numpy()
+        return ErrorJudge(
+            x=codes_NZ, y=torch.cat(pieces).numpy(), dataset=self._dataset, metric="mse", inputs="latent",
+            output=self.outputs[0].name, block=1,
+        )  # fmt: skip
 
 
 def subject_of(model: nn.Module, config: TrainConfig, dataset: Any, *, runs_dir: Path | None = None) -> Subject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,10 @@ from torch import nn
 
 from cluster.variants import TensorSpec, canonical_sha256
 from train_jobs import datasets
-from train_jobs.compression.subject import ClassifySubject, Subject, served, subject_of
+from train_jobs.compression.subject import ClassifySubject, DecodeSubject, Subject, served, subject_of
 from train_jobs.config import TrainConfig
 from train_jobs.datasets import LabelledDataset
+from train_jobs.models.autoencoder import VAE, Sampler
 from train_jobs.runs import Run
 
 
@@ -58,6 +60,23 @@ def of_run(
         name=config.recipe, family=subject.family, inputs=subject.inputs, outputs=subject.outputs[0],
         module=served(model), preprocessing=described() if described else "none",
         provenance={"config": config.model_dump(mode="json")}, subject=subject, config=config, shapes=shapes or {},
+    )  # fmt: skip
+
+
+def sampler_of(
+    model: nn.Module, config: TrainConfig, dataset: Any, *, runs_dir: Path | None = None
+) -> TrainedModel | None:
+    """What a variational autoencoder draws samples with, as a model of its own; None of any other model. It has no
+    config by which a narrower one could be built."""
+    if not isinstance(model, VAE):
+        return None
+    datasets.require(dataset, config.dataset)
+    task: Any = config.task.build(config, dataset, runs_dir=runs_dir)
+    subject = DecodeSubject(config, task, model, dataset=dataset.name)
+    return TrainedModel(
+        name=f"{config.recipe}-sampler", family=subject.family, inputs=subject.inputs, outputs=subject.outputs[0],
+        module=copy.deepcopy(Sampler(model)).eval(), preprocessing="none",
+        provenance={"config": config.model_dump(mode="json")}, subject=subject,
     )  # fmt: skip
 
 

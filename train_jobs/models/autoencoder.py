@@ -163,3 +163,17 @@ class VAE(Coder):
         raw = self.decode(mean_BZ)
         score_B = self.surprise(raw, target) + self.divergence(mean_BZ, log_var_BZ)
         return self.in_units(self.squash(raw), x), score_B
+
+
+class Sampler(nn.Module):
+    """Codes (B, Z) -> the samples that are expected of them, on the model's scale: what a VAE's decoder is by itself.
+    Codes from the standard normal are what it was trained to make samples of."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.decoder = vae.decoder
+        self._bernoulli = vae._bernoulli
+
+    def forward(self, z_BZ: Tensor) -> Tensor:
+        raw: Tensor = self.decoder(z_BZ)
+        return torch.sigmoid(raw) if self._bernoulli else raw
