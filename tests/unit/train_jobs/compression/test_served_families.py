@@ -52,7 +52,8 @@ def test_an_autoencoder_says_from_which_score_on_a_sample_is_odd(tmp_path: Path)
             answer = runtime.infer({"image": x})
             assert (answer["threshold"] == np.float32(told["value"])).all()  # type: ignore[arg-type]
             assert answer["threshold"].shape == answer["score"].shape == (len(x),)
-            assert 0 < (answer["score"] > answer["threshold"]).mean() < 0.03 or len(x) < 200
+            if config.name == variant.accuracies[0].runtime:  # where it was found; int8 scores elsewhere are others
+                assert 0.005 < (answer["score"] > answer["threshold"]).mean() < 0.02
             runtime.close()
             seen.add(config.name)
     assert seen >= {"onnxruntime", "torch"}
