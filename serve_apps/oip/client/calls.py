@@ -28,8 +28,7 @@ from serve_apps.oip.compression import compress
 
 T = TypeVar("T")
 _KINDS: dict[int, type[SluiceError]] = {
-    400: InvalidRequest, 404: errors.UnknownModel, 408: errors.DeadlineExceeded, 413: errors.PayloadTooLarge,
-    500: errors.InferenceFailed,
+    400: InvalidRequest, 404: errors.UnknownModel, 413: errors.PayloadTooLarge, 500: errors.InferenceFailed,
 }  # fmt: skip
 _LATER: dict[int, type[errors.QuotaExceeded] | type[errors.Overloaded]] = {
     429: errors.QuotaExceeded, 503: errors.Overloaded,
@@ -227,6 +226,8 @@ def _check(reply: Reply) -> None:
     if reply.status == 200:
         return
     told = _told(reply)
+    if reply.status == 408:
+        raise errors.DeadlineExceeded(told, retry_after_s=retry_after_s(reply))
     if reply.status in _LATER:
         raise _LATER[reply.status](told, retry_after_s=retry_after_s(reply) or 0.0)
     if reply.status in _KINDS:
