@@ -23,7 +23,7 @@ from cluster.tensors import DATATYPE_OF_NUMPY, NUMPY_OF_DATATYPE
 from cluster.variants import TensorSpec
 from serve_apps.oip.codec import InferRequest, wanted_outputs
 from serve_apps.oip.proto.open_inference_grpc_pb2 import ModelInferRequest, ModelInferResponse
-from serve_apps.oip.tensors import MAX_TEXTS, brief, from_raw, objects
+from serve_apps.oip.tensors import MAX_TEXTS, brief, encoded, from_raw, objects
 from serve_apps.oip.wishes import NAMES, NONE, Wishes, wishes
 
 MAX_TYPED_BYTES = 4 << 20
@@ -104,7 +104,8 @@ def encode(
             raise InferenceFailed(f"output {name!r} of {array.dtype} cannot be sent")
         entry = answer.outputs.add(name=name, datatype=datatype, shape=array.shape)
         if not asked.raw:
-            getattr(entry.contents, _TYPED[datatype]).extend(array.ravel().tolist())
+            values = array.ravel().tolist()
+            getattr(entry.contents, _TYPED[datatype]).extend(map(encoded, values) if datatype == "BYTES" else values)
     return answer
 
 

@@ -146,13 +146,13 @@ def raw_bytes(tensor: NDArray[np.generic]) -> bytes:
         return tensor.tobytes()
     parts = []
     for element in tensor.ravel().tolist():
-        text = _encoded(element)
+        text = encoded(element)
         parts += [_LENGTH.pack(len(text)), text]
     return b"".join(parts)
 
 
-def _encoded(element: Any) -> bytes:
-    """Models answer BYTES in either."""
+def encoded(element: Any) -> bytes:
+    """Models answer BYTES in text or in bytes. Raises TypeError for what is neither."""
     if isinstance(element, str):
         return element.encode(errors="surrogateescape")
     if isinstance(element, bytes):
@@ -161,4 +161,4 @@ def _encoded(element: Any) -> bytes:
 
 
 def texts_of(tensor: NDArray[np.generic]) -> list[str]:
-    return [_encoded(element).decode() for element in tensor.ravel().tolist()]
+    return [encoded(element).decode() for element in tensor.ravel().tolist()]

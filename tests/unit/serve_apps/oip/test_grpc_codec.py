@@ -100,6 +100,15 @@ def test_what_is_encoded_is_what_a_client_reads(typed: bool) -> None:
     np.testing.assert_array_equal(got, results["y"])
 
 
+def test_typed_bytes_go_out_whether_the_model_made_text_or_bytes() -> None:
+    """ONNX Runtime answers str, and typed contents take bytes alone."""
+    outputs = (TensorSpec(name="y", datatype="BYTES", shape=(-1,)),)
+    made = message(np.ones(1, np.float32), raw=False)
+    asked = grpc_codec.decode(made, [], outputs)
+    answer = grpc_codec.encode("m", "v1", "cnn/int8", asked, {"y": np.array(["Gr\u00fc\u00dfe", b"\xff"], object)})
+    assert list(answer.outputs[0].contents.bytes_contents) == ["Gr\u00fc\u00dfe".encode(), b"\xff"]
+
+
 def _two_inputs(made: Any) -> None:
     made.inputs.add(name="z", datatype="FP32", shape=[1]).contents.fp32_contents.append(1)
 
