@@ -15,7 +15,8 @@ export SLUICE_DATA_DIR ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-search bench-serving chaos soak venv browser clean
+.PHONY: help demo test lint format conformance fuzz bench bench-search bench-serving bench-loadgen chaos soak venv browser \
+  clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -60,6 +61,15 @@ bench-search: $(STAMP) ## Brute force beside the search: is its choice right? Ne
 bench-serving: $(STAMP) ## Throughput, SLO rate and deadlines beside Mosec, LitServe, BentoML and stock Ray Serve (hours; goes on where it was)
 	@command -v wrk > /dev/null || [ "$$(id -u)" = 0 ] || { echo "No wrk here; install it: apt-get install wrk"; exit 2; }
 	$(BIN)/python -m benchmarks.serving --output docs/results/$(shell date +%F)-serving
+
+bench-loadgen: $(STAMP) ## MLPerf LoadGen as the load source: the highest rate that it calls VALID; needs a trained cnn_fashion_mnist (10 minutes)
+	$(BIN)/python -m benchmarks.loadgen
+
+conformance: $(STAMP) ## Clients that we did not write x the protocol's tables, against a deployment; the table into docs/results (3 minutes)
+	$(BIN)/python -m tests.conformance
+
+fuzz: $(STAMP) ## Over 10,000 malformed, torn and hostile requests, right ones between; the report into docs/results (5 minutes)
+	$(BIN)/python -m tests.fuzz
 
 chaos: $(STAMP) ## kill -9 of every kind of process, and a thousand switches of variants, under load; figures into docs/results (about 15 minutes)
 	$(BIN)/python -m pytest tests/chaos tests/integration/test_demo.py -m chaos

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cluster.local import LocalCluster
+from tests.conformance.environments import client_python
 from tests.conftest import Trained
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 HERE = Path(__file__).parent
-ENVIRONMENTS = HERE.parent.parent / ".venvs"
-
-
-def client_python(name: str) -> Path:
-    """The interpreter of the client's environment, made anew when its requirements change."""
-    requirements = HERE / f"requirements-{name}.txt"
-    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
-    folder = ENVIRONMENTS / f"{name}-{digest}"
-    python = folder / "bin/python"
-    if not (folder / ".complete").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", str(requirements)], check=True)
-        (folder / ".complete").touch()
-    return python
 
 
 def test_tritonclient_http_json_and_binary(served: LocalCluster, trained: Trained, tmp_path: Path) -> None:
