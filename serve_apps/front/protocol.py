@@ -23,6 +23,7 @@ from serve_apps.front.head import HEAD_END, MAX_FIELDS, MAX_HEAD_BYTES, Head, He
 
 _MAX_HEAD_BYTES = 32 << 10
 """Of what the parser reads; HAProxy bounds them as well, and the direct port has none before it."""
+_READ_BY_SERVE = frozenset((b"x-request-id", b"serve_multiplexed_model_id"))
 _PATIENT_BYTES = 64 << 10
 """What a client may send ahead before it is no longer read."""
 
@@ -183,6 +184,12 @@ class LeanProtocol(HttpToolsProtocol):
         self._in_parser = self._in_head = True
         self._head_bytes = 0
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Serve takes what it reads of these for UTF-8, and answers 500 in plain text where it is none.
+        if not value.isascii() and name.lower() in _READ_BY_SERVE:
+            return
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._head_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)

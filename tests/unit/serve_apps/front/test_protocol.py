@@ -74,6 +74,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         message = await receive()
         body, more = body + message.get("body", b""), message.get("more_body", False)
     text = f"long {scope['method']} {scope['path']} {len(body)}".encode()
+    if scope["path"] == "/names":
+        text = b",".join(value for name, value in scope["headers"] if name in (b"x-request-id", b"x-other"))
     if scope["path"] == "/infer" and len(body) <= 1 << 20:
         text = body
     await send(
@@ -206,6 +208,18 @@ def test_however_a_stream_is_cut_it_is_answered_in_order(data: st.DataObject) ->
             freeing.cancel()
             writer.close()
             assert s.book.under_way == 0
+
+    run(test())
+
+
+def test_a_request_id_that_is_no_text_does_not_reach_serve_which_would_fail_on_it() -> None:
+    async def test() -> None:
+        async with served() as one:
+            reader, writer = await asyncio.open_connection(*one.address)
+            for name, reaches in ((b"caf\xe9", b"\xe9"), (b"plain", b"plain,\xe9")):
+                writer.write(b"GET /names HTTP/1.1\r\nhost: h\r\nX-Request-Id: %s\r\nx-other: \xe9\r\n\r\n" % name)
+                assert (await answer(reader))[1] == reaches
+            writer.close()
 
     run(test())
 
