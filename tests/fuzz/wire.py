@@ -89,6 +89,8 @@ class Connection:
             head = await self._reader.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError as error:
             self.is_open = False
+            if error.partial[3:4] == b"\x04":  # HAProxy speaks HTTP/2 with who begins so: SETTINGS, then GOAWAY
+                return None
             if error.partial:
                 raise ValueError(f"half an answer: {error.partial[:100]!r}") from error
             return None
