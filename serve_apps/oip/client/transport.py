@@ -10,9 +10,11 @@ its transport has made.
 
 from __future__ import annotations
 
+import queue
 import ssl
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -131,10 +133,84 @@ class _AsyncBackend(httpcore.AnyIOBackend):
         return _AsyncStream(await super().connect_tcp(host, port, bound, local_address, socket_options))
 
 
-def transport(limits: httpx.Limits, verify: ssl.SSLContext | bool) -> httpx.HTTPTransport:
-    made = httpx.HTTPTransport(limits=limits, verify=verify)
-    made._pool._network_backend = _Backend()
-    return made
+class _Body(httpx.SyncByteStream):
+    """An answer's, and what to do when it is read."""
+
+    def __init__(self, inner: httpx.SyncByteStream, done: Callable[[], None]) -> None:
+        self._inner = inner
+        self._done: Callable[[], None] | None = done
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._inner)
+
+    def close(self) -> None:
+        try:
+            self._inner.close()
+        finally:
+            done, self._done = self._done, None
+            if done is not None:  # a second time it is somebody else's connection
+                done()
+
+
+class Lanes(httpx.BaseTransport):
+    """As many connections as threads want at once, up to a bound; each is one thread's until its answer is read.
+
+    Not one pool for all, as httpx has it: httpcore 1.0.9 looks whether an idle connection is readable, as one that the
+    server closed is. One that another thread has just begun to use is too, once its answer comes, and is closed under
+    that thread's hands (a test with sixty calls at once found it).
+    """
+
+    def __init__(self, limits: httpx.Limits, verify: ssl.SSLContext | bool) -> None:
+        self._one = httpx.Limits(
+            max_connections=1, max_keepalive_connections=1, keepalive_expiry=limits.keepalive_expiry
+        )
+        self._verify = verify
+        self._lock = threading.Lock()
+        self._made: list[httpx.HTTPTransport] = []
+        self._most = limits.max_connections or 1
+        self._free: queue.LifoQueue[httpx.HTTPTransport] = queue.LifoQueue()
+
+    @property
+    def connections(self) -> int:
+        """That were opened and are kept or in use."""
+        return len(self._made)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Raises PoolTimeout if all are in use for as long as the request may wait."""
+        lane = self._take(request.extensions.get("timeout", {}).get("pool"))
+        try:
+            response = lane.handle_request(request)
+        except BaseException:
+            self._free.put(lane)
+            raise
+        assert isinstance(response.stream, httpx.SyncByteStream)
+        response.stream = _Body(response.stream, lambda: self._free.put(lane))
+        return response
+
+    def _take(self, timeout_s: float | None) -> httpx.HTTPTransport:
+        try:
+            return self._free.get_nowait()
+        except queue.Empty:
+            pass
+        with self._lock:
+            if len(self._made) < self._most:
+                lane = httpx.HTTPTransport(limits=self._one, verify=self._verify)
+                lane._pool._network_backend = _Backend()
+                self._made.append(lane)
+                return lane
+        try:
+            return self._free.get(timeout=timeout_s)
+        except queue.Empty:
+            raise httpx.PoolTimeout(f"all {self._most} connections are in use") from None
+
+    def close(self) -> None:
+        """End those that are open."""
+        for lane in self._made:
+            lane.close()
+
+
+def transport(limits: httpx.Limits, verify: ssl.SSLContext | bool) -> Lanes:
+    return Lanes(limits, verify)
 
 
 def async_transport(limits: httpx.Limits, verify: ssl.SSLContext | bool) -> httpx.AsyncHTTPTransport:
