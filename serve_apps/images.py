@@ -114,27 +114,36 @@ def from_picture(body: bytes, wanted: PictureInput, limits: Limits = Limits()) -
 
 def from_raw(body: bytes, spec: TensorSpec, max_bytes: int = Limits.max_bytes) -> NDArray[np.generic]:
     """The rows of `spec` that lie in `body`, little-endian, one after the other: (rows, ...), a view, not writable.
+    Where one size of a row is free, `body` is one row, which tells it; of BYTES it is one element, without its length.
     Raises InvalidRequest unless they are whole rows, one at least."""
     _check_bytes(body, max_bytes)
-    free = [size for size in spec.shape[1:] if size < 0]
-    if free or spec.datatype == "BYTES" or not spec.shape:
+    known = [size for size in spec.shape[1:] if size >= 0]
+    free = len(spec.shape[1:]) - len(known)
+    is_text = spec.datatype == "BYTES"
+    if free > 1 or not spec.shape or (is_text and math.prod(known) != 1):
         raise InvalidRequest(
             f"input {spec.name!r} is {spec.datatype} {list(spec.shape)}: raw bytes do not tell its shape; send it "
             "with its shape, as the protocol's JSON or binary data"
         )
     dtype = NUMPY_OF_DATATYPE[spec.datatype]
-    row_bytes = math.prod(spec.shape[1:]) * dtype.itemsize
-    rows, rest = divmod(len(body), row_bytes) if row_bytes else (0, 0)
+    row_bytes = len(body) if is_text else math.prod(known) * dtype.itemsize
+    count, rest = divmod(len(body), row_bytes) if row_bytes else (0, 0)
+    rows = 1 if free and count else count
     if rest or not rows or spec.shape[0] not in (-1, rows):
         want = "rows, at least one" if spec.shape[0] == -1 else f"{spec.shape[0]} rows"
+        unit = "bytes or a multiple of that" if free else "bytes"
         raise InvalidRequest(
             f"the body has {len(body)} bytes; input {spec.name!r} is {spec.datatype} {list(spec.shape)}, "
-            f"{row_bytes} bytes a row: send whole {want}, little-endian and nothing else"
+            f"{row_bytes} {unit} a row: send whole {want}, little-endian and nothing else"
         )
+    shape = (rows, *(count if size < 0 else size for size in spec.shape[1:]))
+    if is_text:
+        element: NDArray[np.generic] = np.empty(shape, np.object_)
+        element[(0,) * len(shape)] = body
+        return element
     if spec.datatype == "BOOL" and max(body) > 1:
         raise InvalidRequest(f"input {spec.name!r} is BOOL and holds a byte above 1; a BOOL byte is 0 or 1")
-    little = np.frombuffer(body, dtype.newbyteorder("<")).reshape(rows, *spec.shape[1:])
-    return little.astype(dtype, copy=False)
+    return np.frombuffer(body, dtype.newbyteorder("<")).reshape(shape).astype(dtype, copy=False)
 
 
 def _check_bytes(body: bytes, most: int) -> None:

@@ -7,7 +7,8 @@ one seen before is not parsed again (templates.py).
 Bodies: the Open Inference Protocol's (JSON, or JSON and raw tensors); of `application/octet-stream` without the
 protocol's length header the bytes of the one input's rows and nothing else; of `image/jpeg` or `image/png` a picture,
 which is decoded on a thread of its own. The last two are answered with the bytes of the one output if `accept` is
-application/octet-stream, else in JSON.
+application/octet-stream, else in JSON. With a length header of 0 (Triton's raw binary request) the bytes of the one
+input, answered with JSON and raw tensors.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class _Memo:
     """What a head says, for one set of models."""
 
     __slots__ = (
-        "_request", "json_bytes", "models", "octets_back", "picture", "raw", "row_bytes", "row_dtype", "row_name",
-        "row_shape", "served", "taken", "templates", "wishes",
+        "_request", "json_bytes", "models", "no_json", "octets_back", "picture", "raw", "row_bytes", "row_dtype",
+        "row_name", "row_shape", "served", "taken", "templates", "wishes",
     )  # fmt: skip
 
     def __init__(self, head: Head, served: Served, models: tuple[Model, ...]) -> None:
@@ -60,9 +61,12 @@ class _Memo:
         self.templates = served.templates(self.wishes)
         length = head.headers.get(_LENGTH)
         kind = head.headers.get(b"content-type", b"")
-        self.raw = length is None and kind == _OCTETS
+        says_length = length is not None and length.isdigit() and len(length) < 16
+        self.json_bytes = int(length) if says_length and length is not None else 0
+        self.no_json = says_length and not self.json_bytes
+        self.raw = self.no_json or (length is None and kind == _OCTETS)
         self.picture = length is None and kind.startswith(b"image/")
-        plain_body = self.raw or self.picture
+        plain_body = length is None and (self.raw or self.picture)
         self.octets_back = plain_body and len(served.outputs) == 1 and head.headers.get(b"accept") == _OCTETS
         spec = served.inputs[0]
         self.row_name, self.row_shape = spec.name, (1, *spec.shape[1:])
@@ -70,14 +74,13 @@ class _Memo:
         plain = len(served.inputs) == 1 and spec.shape[:1] == (-1,) and self.row_dtype.kind in "iuf"
         plain = plain and all(size > 0 for size in self.row_shape)
         self.row_bytes = math.prod(self.row_shape) * self.row_dtype.itemsize if plain else -1
-        self.json_bytes = int(length) if length is not None and length.isdigit() and len(length) < 16 else 0
         self._request: InferRequest | None = None
 
     @property
     def request(self) -> InferRequest:
         """Of bodies that say nothing but their tensor. Raises InvalidRequest if the outputs cannot be sent so."""
         if self._request is None:
-            outputs = wanted_outputs(None, self.octets_back, self.served.outputs)
+            outputs = wanted_outputs(None, self.octets_back or self.no_json, self.served.outputs)
             self._request = InferRequest(None, {}, outputs, self.wishes)
         return self._request
 
@@ -264,7 +267,8 @@ class Exchange:
                 tensor: NDArray[np.generic] = np.ndarray(memo.row_shape, memo.row_dtype, body)
                 return Inference(host, memo, memo.request, {memo.row_name: tensor}, None, reply)
             spec = single_input(served.inputs)
-            return Inference(host, memo, memo.request, {spec.name: from_raw(body, spec)}, None, reply)
+            inputs = served.filled({spec.name: from_raw(body, spec)})
+            return Inference(host, memo, memo.request, inputs, None, reply)
         if memo.picture:
             return _Picture(host, memo, body, reply)
         said = head.headers.get(_LENGTH)

@@ -155,9 +155,9 @@ def _infer(served: Served | None, variant: Variant | None) -> Json:
     return _operation("inference", "Infer", {"200": tensors} | errors) | {
         "description": (
             "JSON; or with `inference-header-content-length`, so many bytes of JSON and then the raw little-endian "
-            "tensors (`parameters.binary_data_size` of each); or as application/octet-stream without that header, the "
-            "bytes of the one input's rows. `binary_data` of an output, or `binary_data_output` of the request, asks "
-            f"for raw tensors back. JSON may have {MAX_JSON_BYTES >> 20} MiB; bodies may be packed by gzip or deflate."
+            "tensors (`parameters.binary_data_size` of each); or as application/octet-stream without that header, or "
+            "with a 0 in it, the bytes of the one input's rows. `binary_data` of an output, or `binary_data_output` of "
+            f"the request, asks for raw tensors back. JSON may have {MAX_JSON_BYTES >> 20} MiB; bodies may be packed by gzip or deflate."
         ),
         "parameters": _wishes(),
         "requestBody": {"required": True, "content": content},
@@ -182,7 +182,8 @@ def _wishes() -> list[Json]:
          "How exact the answer must be, or the least accuracy of who gives it"),
         ("sluice-tenant", {"type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[A-Za-z0-9._-]+$"},
          "Whose quota it counts against"),
-        ("inference-header-content-length", whole, "Bytes of JSON in front of raw tensors"),
+        ("inference-header-content-length", whole,
+         "Bytes of JSON in front of raw tensors; 0: the body is the bytes of the one input"),
     )  # fmt: skip
     return [{"name": name, "in": "header", "schema": schema, "description": text} for name, schema, text in told]
 

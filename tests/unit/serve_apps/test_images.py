@@ -235,8 +235,12 @@ def test_raw_rows_come_back_bit_for_bit(drawn: tuple[str, np.ndarray]) -> None:
     ("body", "spec", "told"),
     [
         (b"", COLOUR, "0 bytes.*9216 bytes a row: send whole rows, at least one"),
-        (b"\0" * 8, TensorSpec(name="x", datatype="FP32", shape=(-1, -1)), "raw bytes do not tell its shape"),
-        (b"\0" * 8, TensorSpec(name="x", datatype="BYTES", shape=(-1, 1)), "BYTES"),
+        (b"\0" * 8, TensorSpec(name="x", datatype="FP32", shape=(-1, -1, -1)), "raw bytes do not tell its shape"),
+        (b"\0" * 9, TensorSpec(name="x", datatype="FP32", shape=(-1, -1, 2)), "9 bytes.*8 bytes or a multiple of"),
+        (b"", TensorSpec(name="x", datatype="FP32", shape=(-1, -1, 2)), "0 bytes.*8 bytes or a multiple of"),
+        (b"\0" * 8, TensorSpec(name="x", datatype="FP32", shape=(2, -1)), "whole 2 rows"),
+        (b"\0" * 8, TensorSpec(name="x", datatype="BYTES", shape=(-1, 2)), "BYTES.*do not tell its shape"),
+        (b"", TensorSpec(name="x", datatype="BYTES", shape=(-1, 1)), "at least one"),
         (b"\0" * 8, TensorSpec(name="x", datatype="FP32", shape=(3, 1)), "whole 3 rows"),
         (b"\0\2", TensorSpec(name="x", datatype="BOOL", shape=(-1, 1)), "a byte above 1"),
         (b"\0\2", TensorSpec(name="x", datatype="UINT8", shape=(-1, 0)), "0 bytes a row"),
@@ -245,6 +249,21 @@ def test_raw_rows_come_back_bit_for_bit(drawn: tuple[str, np.ndarray]) -> None:
 def test_raw_bytes_that_are_no_rows_are_refused(body: bytes, spec: TensorSpec, told: str) -> None:
     with pytest.raises(InvalidRequest, match=told):
         from_raw(body, spec)
+
+
+@given(st.integers(1, 4), st.integers(1, 50))
+def test_a_row_with_one_free_size_is_as_long_as_its_bytes(width: int, length: int) -> None:
+    row = np.arange(width * length, dtype=np.float32).reshape(1, length, width)
+    tensor = from_raw(row.tobytes(), TensorSpec(name="x", datatype="FP32", shape=(-1, -1, width)))
+    np.testing.assert_array_equal(tensor, row)
+
+
+@given(st.binary(min_size=1), st.sampled_from([(-1,), (-1, 1), (-1, -1), (1, 1)]))
+def test_a_text_is_its_bytes(text: bytes, shape: tuple[int, ...]) -> None:
+    spec = TensorSpec(name="x", datatype="BYTES", shape=shape)
+    tensor = from_raw(text, spec)
+    check_inputs([spec], {"x": tensor})
+    assert tensor.ravel().tolist() == [text]
 
 
 def test_raw_bytes_have_their_limit() -> None:

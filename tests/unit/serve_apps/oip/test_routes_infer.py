@@ -11,10 +11,11 @@ import numpy as np
 import orjson
 import pytest
 
-from cluster.variants import TensorSpec
+from cluster.variants import SequenceSpec, TensorSpec
 from serve_apps.oip import exchange
 from serve_apps.oip.codec import HEADER_LENGTH, MAX_JSON_BYTES, decode_response, encode_request
 from serve_apps.oip.routes import OipApp
+from serve_apps.sequences import SequenceBuckets
 from tests.unit.serve_apps.gated_model import GatedModel, run, until
 from tests.unit.serve_apps.oip.served import Host, ask, infer, variant
 
@@ -36,6 +37,52 @@ def test_binary_in_and_out() -> None:
         tensors = decode_response(answer.body, answer.headers)
         assert tensors["total"].tolist() == [6]
         assert tensors["twice"].tolist() == [[2, 4, 6]]
+        host.batcher.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("kind", [{}, dict.fromkeys(("content-type", "accept"), "application/octet-stream")])
+def test_a_length_of_0_is_triton_s_raw_request(kind: dict[str, str]) -> None:
+    async def test() -> None:
+        host = Host()
+        app = routed(host)
+        rows = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+        for count in (1, 2):  # one row goes a shorter way
+            answer = await ask(app, "POST", INFER, rows[:count].tobytes(), kind | {HEADER_LENGTH: "0"})
+            assert (answer.status, answer.headers["content-type"]) == (200, "application/octet-stream")
+            head = orjson.loads(answer.body[: int(answer.headers[HEADER_LENGTH])])
+            assert [output["parameters"] for output in head["outputs"]] == [
+                {"binary_data_size": 8 * count}, {"binary_data_size": 12 * count},
+            ]  # fmt: skip
+            tensors = decode_response(answer.body, answer.headers)
+            assert tensors["total"].tolist() == [6, 15][:count]
+            assert tensors["twice"].tolist() == [[2, 4, 6], [8, 10, 12]][:count]
+        answer = await ask(app, "POST", INFER, BODY, kind | {HEADER_LENGTH: "0"})
+        assert (answer.status, "12 bytes a row" in answer.error) == (400, True)
+        host.serve(variant(inputs=tuple(TensorSpec(name=n, datatype="UINT8", shape=(-1,)) for n in "ab")))
+        answer = await ask(app, "POST", INFER, b"ab", {HEADER_LENGTH: "0"})
+        assert (answer.status, "takes 2 inputs (a, b)" in answer.error) == (400, True)
+        host.batcher.close()
+
+    run(test())
+
+
+def test_a_raw_request_of_a_series_is_padded_as_any_other() -> None:
+    async def test() -> None:
+        def count(inputs: Any) -> Any:
+            assert inputs["x"].shape == (1, 4, 2), "the bucket of three rows"
+            return {"rows": (~np.isnan(inputs["x"])).all(2).sum(1)}
+
+        series = TensorSpec(name="x", datatype="FP32", shape=(-1, -1, 2))
+        host = Host(count)
+        host.serve(variant(inputs=(series,), outputs=(TensorSpec(name="rows", datatype="INT64", shape=(-1,)),)), count)
+        assert host.served is not None
+        host.served.buckets = SequenceBuckets("x", SequenceSpec(multiple_of=1, shortest=1, longest=8))
+        for length in ({HEADER_LENGTH: "0"}, {"content-type": "application/octet-stream"}):
+            answer = await ask(routed(host), "POST", INFER, np.ones((3, 2), np.float32).tobytes(), length)
+            assert answer.status == 200
+            assert decode_response(answer.body, answer.headers)["rows"].tolist() == [3]
         host.batcher.close()
 
     run(test())
