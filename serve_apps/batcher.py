@@ -26,9 +26,10 @@ from collections.abc import Callable, Sequence
 from cluster.control.accuracy import Level, Pressure, step
 from cluster.control.latency import Curve
 from cluster.control.quotas import Buckets
-from cluster.errors import ConfigError, DeadlineExceeded, NotReady, Overloaded, QuotaExceeded, SluiceError
+from cluster.errors import ConfigError, DeadlineExceeded, Overloaded, SluiceError
 from cluster.scheduling import AccuracyWish, Scheduling
-from serve_apps.executor import OUT, RUNS, Answer, Arrays, Executor, Job, Model, Outputs, Request
+from serve_apps import refusals
+from serve_apps.executor import OUT, RUNS, Answer, Arrays, Executor, Job, Model, Outputs, Request, streams_of
 from serve_apps.pending import Counters, Pending, resolve
 from serve_apps.queues import ClassQueue
 from serve_apps.waiting import Batch, Waiting
@@ -85,8 +86,8 @@ class Batcher:
         by_accuracy = self.models if models is None else tuple(sorted(models, key=lambda model: -model.accuracy))
         rules = scheduling or self.scheduling
         places = max_queued_requests or self.max_queued_requests
-        _refuse_misfits(by_accuracy)
-        rules.refuse_misfits(streams=len(by_accuracy[0].infer), places=places)
+        streams = streams_of(by_accuracy)
+        rules.refuse_misfits(streams=streams, places=places)
         self.max_queued_requests = places
         self.max_batch_size = max_batch_size or self.max_batch_size
         self._waiting.resize(self.max_batch_size)
@@ -94,8 +95,8 @@ class Batcher:
             self.models = by_accuracy
             self._level = Level(level=min(self._level.level, len(by_accuracy) - 1))
             self._waiting.forget(by_accuracy)
-            self._grow(len(by_accuracy[0].infer))
-            self._waiting.executors = len(by_accuracy[0].infer)
+            self._grow(streams)
+            self._waiting.executors = streams
         if scheduling is not None:
             self.scheduling = scheduling
             self._buckets = Buckets(scheduling) if scheduling.quota or scheduling.tenants else None
@@ -162,7 +163,7 @@ class Batcher:
         in time; `done` is not called then.
         """
         if self._draining:
-            raise NotReady("this replica is draining; send the request again, another one will take it")
+            raise refusals.draining()
         waiting = self._waiting
         now = self._clock()
         if self._buckets is not None:
@@ -182,7 +183,8 @@ class Batcher:
             if delay_s + least_s > timeout_s and not (
                 self._may_try(request, curve, now) or self._is_owed(request, queue, now)
             ):
-                raise self._too_late(delay_s + least_s, timeout_s)
+                self.counters.refused += 1
+                raise refusals.would_be_late(self.scheduling.late, delay_s + least_s, timeout_s)
         victim = None if waiting.has_place(queue) else self._evict(queue)
         waiting.push(queue, lane, (deadline, next(self._tickets), request), cost_s)
         if deadline < self._due:
@@ -191,7 +193,7 @@ class Batcher:
             for thread in self._idle_threads.copy():
                 self._start(thread)
         if victim is not None:
-            self._settle(victim, Overloaded("a request of a higher class needed this one's place; try again later"))
+            self._settle(victim, refusals.pushed_out())
 
     def cancel(self, request: Request) -> None:
         """Its client left: forget it if it waits, and its outcome if it is being executed. `done` is not called."""
@@ -218,18 +220,20 @@ class Batcher:
         self._draining = self._closed = True
         self._wake_at(math.inf)
         for request in self._waiting.clear():
-            self._settle(request, NotReady("this replica is shutting down; send the request again"))
+            self._settle(request, refusals.closing())
         self._executor.close()
+
+    def expired(self, why: str = refusals.NOT_EXECUTED) -> DeadlineExceeded:
+        """For a request whose time is over, here or before it came here, whatever `Scheduling.late` says; when to try
+        again is told where that wants it told."""
+        retry_after_s = None if self.scheduling.late == "408" else max(1.0, self.predicted_delay_s())
+        return DeadlineExceeded(why, retry_after_s=retry_after_s)
 
     def _charge(self, buckets: Buckets, tenant: str, now: float) -> None:
         wait_s, quota = buckets.take(tenant, now), buckets.quota(tenant)
         if wait_s > 0 and quota is not None:
             self.counters.refused += 1
-            raise QuotaExceeded(
-                f"tenant {tenant[:100]!r} sent more than its quota of {quota.rate_rps:g} requests/s, {quota.burst:g} "
-                f"at once; try again in {wait_s:.3g} s",
-                retry_after_s=wait_s,
-            )
+            raise refusals.over_quota(tenant, quota, wait_s)
 
     def _may_try(self, request: Request, curve: Curve, now: float) -> bool:
         """What is always refused teaches nothing: where nothing waits, one may show whether the curve is still true."""
@@ -249,26 +253,12 @@ class Batcher:
         request.sure = True
         return True
 
-    def _too_late(self, needs_s: float, timeout_s: float) -> SluiceError:
-        self.counters.refused += 1
-        return self._late(f"it would be done in about {needs_s:.3g} s, and its timeout is {timeout_s:.3g} s", needs_s)
-
-    def _late(self, why: str, needs_s: float) -> SluiceError:
-        if self.scheduling.late == "408":
-            return DeadlineExceeded(f"{why}; give it more time, or send it when there is less to do")
-        return Overloaded(f"{why}; try again in {needs_s:.3g} s", retry_after_s=needs_s)
-
     def _evict(self, queue: ClassQueue) -> Request:
         """Who leaves a full queue for a request of this class; raises Overloaded if none has to."""
         victim = self._waiting.evict(queue)
         if victim is None:
             self.counters.refused += 1
-            wait_s = max(1.0, math.ceil(self._waiting.live * self._seconds_per_request))
-            raise Overloaded(
-                f"{self._waiting.live} requests wait already (max_queued_requests={self.max_queued_requests}); "
-                f"try again in {wait_s:g} s",
-                retry_after_s=wait_s,
-            )
+            raise refusals.full(self._waiting.live, self.max_queued_requests, self._seconds_per_request)
         return victim
 
     def _wake_at(self, due: float) -> None:
@@ -284,12 +274,7 @@ class Batcher:
         expired, earliest = self._waiting.expired(now)
         self._wake_at(max(now + _EXPIRY_GRAIN_S, earliest))
         for request in expired:
-            self._settle(request, self._expired())
-
-    def _expired(self) -> DeadlineExceeded:
-        """Its time is over, whatever `Scheduling.late` says; when to try again is told where that wants it told."""
-        retry_after_s = None if self.scheduling.late == "408" else max(1.0, self.predicted_delay_s())
-        return DeadlineExceeded("the timeout ran out before the request was executed", retry_after_s=retry_after_s)
+            self._settle(request, self.expired())
 
     def _is_busy(self) -> bool:
         return len(self._idle_threads) < len(self._running) or self._waiting.live > 0
@@ -328,10 +313,9 @@ class Batcher:
 
     def _refuse_late(self, request: Request, now: float) -> None:
         if request.deadline <= now:
-            error: SluiceError = self._expired()
+            error: SluiceError = self.expired()
         else:
-            left_s = request.deadline - now
-            error = self._late(f"{left_s:.3g} s before its timeout it could not be executed any more", left_s)
+            error = refusals.became_late(self.scheduling.late, request.deadline - now)
         self.counters.expired += 1
         request.queue.caution.missed(now)
         self._finish(request, error)
@@ -375,7 +359,7 @@ class Batcher:
         if isinstance(outcomes[0], SluiceError) or request.ticket == OUT:
             return False
         if self._closed:
-            outcomes[0] = NotReady("this replica is shutting down; send the request again")
+            outcomes[0] = refusals.closing()
             return False
         request.start = request.stop
         request.models, request.accuracy = (model,), "best"
@@ -407,11 +391,3 @@ class Batcher:
             request.done(request, outcome)
         except Exception:  # must not cost the neighbours in its batch their answers
             _log.exception("what was to be done with an answer failed")
-
-
-def _refuse_misfits(models: tuple[Model, ...]) -> None:
-    threads = {len(model.infer) for model in models}
-    if len(threads) != 1 or threads == {0}:
-        raise ConfigError(
-            f"{len(models)} models with {sorted(threads)} runtimes; give at least one, and each as many as the others"
-        )

@@ -89,6 +89,9 @@ class Batcher(Protocol[R_contra]):
     def cancel(self, request: R_contra) -> None:
         """Nobody waits for it any more. Of a request that is not there: nothing."""
 
+    def expired(self) -> DeadlineExceeded:
+        """For a request whose time ran out while it waited for another's answer."""
+
 
 @dataclass
 class Counters:
@@ -324,7 +327,7 @@ class ResponseCache(Generic[R, A]):
             # The batcher counts from now on: only what is left.
             request.timeout_s = request.deadline - self._clock()
             if request.timeout_s <= 0:
-                self._tell(request, before, DeadlineExceeded("the timeout ran out before the request was executed"))
+                self._tell(request, before, self._batcher.expired())
                 return
         self.counters.led_again += 1
         self._lead(request, before.key)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 
 from cluster.artifacts import ArtifactStore
-from cluster.errors import ConfigError, VariantNotFound
+from cluster.errors import ConfigError, DeadlineExceeded, VariantNotFound
 from cluster.runtimes import RuntimeConfig
 from cluster.scheduling import Scheduling
 from cluster.variants import Variant
@@ -325,6 +325,10 @@ class ModelHost:
         """See Batcher.cancel."""
         cached = request.cached
         (self._running() if cached is None else cached).cancel(request)
+
+    def expired(self, why: str) -> DeadlineExceeded:
+        """See Batcher.expired."""
+        return self._running().expired(why)
 
     async def check_health(self) -> None:
         """Called by Serve, first at the end of the start; the loop that answers is the health."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.errors import InferenceFailed, SluiceError
+from cluster.errors import ConfigError, InferenceFailed, SluiceError
 from cluster.scheduling import AccuracyWish
 from serve_apps.spent import Spent
 
@@ -47,6 +47,17 @@ class Model:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spent", tuple(Spent() for _ in self.infer))
+
+
+def streams_of(models: Sequence[Model]) -> int:
+    """How many executor threads models need that are served together. Raises ConfigError unless all have as many
+    runtimes as the first, one at least."""
+    streams = {len(model.infer) for model in models}
+    if len(streams) != 1 or streams == {0}:
+        raise ConfigError(
+            f"{len(models)} models with {sorted(streams)} runtimes; give at least one, and each as many as the others"
+        )
+    return streams.pop()
 
 
 class Answer(NamedTuple):

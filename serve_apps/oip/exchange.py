@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from cluster.errors import DeadlineExceeded, SluiceError, UnknownModel
+from cluster.errors import SluiceError, UnknownModel
 from cluster.tensors import NUMPY_OF_DATATYPE, check_inputs
 from serve_apps.executor import Answer, Model
 from serve_apps.front.endpoint import Pending, Reply
@@ -159,7 +159,7 @@ class _Picture:
             memo, inputs = self._memo, {self._name: outcome}
             timeout_s = memo.wishes.timeout_s or self._host.default_timeout_s
             if timeout_s is not None and timeout_s <= spent_s:
-                raise DeadlineExceeded("the timeout ran out while the picture was decoded")
+                raise self._host.expired("the timeout ran out while the picture was decoded")
             check_inputs(memo.served.inputs, inputs)
             inference = Inference(self._host, memo, self._request, inputs, None, self._reply, spent_s=spent_s)
             self._host.put(inference)

@@ -157,7 +157,8 @@ def _infer(served: Served | None, variant: Variant | None) -> Json:
             "JSON; or with `inference-header-content-length`, so many bytes of JSON and then the raw little-endian "
             "tensors (`parameters.binary_data_size` of each); or as application/octet-stream without that header, or "
             "with a 0 in it, the bytes of the one input's rows. `binary_data` of an output, or `binary_data_output` of "
-            f"the request, asks for raw tensors back. JSON may have {MAX_JSON_BYTES >> 20} MiB; bodies may be packed by gzip or deflate."
+            f"the request, asks for raw tensors back. JSON may have {MAX_JSON_BYTES >> 20} MiB; bodies may be packed "
+            "by gzip or deflate."
         ),
         "parameters": _wishes(),
         "requestBody": {"required": True, "content": content},

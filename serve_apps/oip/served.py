@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Protocol
 
-from cluster.errors import NotReady
+from cluster.errors import DeadlineExceeded, NotReady
 from cluster.tensors import check_inputs
 from cluster.variants import TensorSpec
 from serve_apps.decoder import Decoder
@@ -99,6 +99,9 @@ class Host(Protocol):
 
     def cancel(self, request: Asked) -> None:
         """Its counterpart."""
+
+    def expired(self, why: str) -> DeadlineExceeded:
+        """For a request whose time ran out before it could be put. Raises NotReady."""
 
 
 def still_loading() -> NotReady:

@@ -95,6 +95,9 @@ class ManualBatcher:
     def cancel(self, request: Request) -> None:
         self.waiting.pop(request, None)
 
+    def expired(self) -> DeadlineExceeded:
+        return DeadlineExceeded("too late, and told so by the batcher")
+
     def answer(self, request: Request) -> None:
         model = self.waiting.pop(request)
         # A row of a batch of a thousand, as a runtime gives it.

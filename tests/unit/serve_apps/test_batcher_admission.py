@@ -65,6 +65,30 @@ def test_who_has_become_late_is_refused_when_the_batch_forms(late: str, error: t
     run(test())
 
 
+@pytest.mark.parametrize(("late", "retry_after_s"), [("503", 3.0), ("408", None)])
+def test_whose_time_is_over_hears_when_to_try_again_where_the_policy_says_so(
+    late: str, retry_after_s: float | None
+) -> None:
+    async def test() -> None:
+        gate, clock = GatedModel(), Clock()
+        batcher = await busy(gate, clock, scheduling=Scheduling.model_validate({"late": late}))
+        expiring = batcher.submit(rows(1), timeout_s=5.0)
+        for n in (2, 3, 4):
+            batcher.submit(rows(n))
+        assert batcher.predicted_delay_s() == pytest.approx(5.0)
+        clock.now += 6.0
+        batcher._sweep()
+        with pytest.raises(DeadlineExceeded, match="before the request was executed") as told:
+            await expiring
+        elsewhere = batcher.expired("it ran out on its way")
+        for error in (told.value, elsewhere):
+            assert error.retry_after_s == (retry_after_s and pytest.approx(retry_after_s))
+        assert str(elsewhere) == "it ran out on its way"
+        assert await finish(gate, batcher) == [[2], [3], [4]]
+
+    run(test())
+
+
 def test_who_was_late_makes_the_next_forecasts_of_its_class_more_careful() -> None:
     async def test() -> None:
         gate, clock = GatedModel(), Clock()

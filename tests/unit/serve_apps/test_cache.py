@@ -110,6 +110,17 @@ def test_a_leader_that_is_late_leaves_its_place_to_the_most_urgent(cache: Cache,
     assert (values(patient), values(urgent), values(low)) == (10, 10, 10)
 
 
+def test_who_is_out_of_time_when_its_leader_fails_is_told_what_the_batcher_tells(
+    cache: Cache, batcher: ManualBatcher
+) -> None:
+    leader, joined = of(1, timeout_s=1.0), of(1, timeout_s=2.0)
+    put(cache, leader, joined)
+    batcher.now = 3.0  # the batcher looked late
+    batcher.fail(leader, DeadlineExceeded("too late"))
+    assert "told so by the batcher" in str(joined.error)
+    assert not batcher.waiting
+
+
 def test_a_leader_whose_client_leaves_stays_for_the_others(cache: Cache, batcher: ManualBatcher) -> None:
     leader, second, third = of(1), of(1), of(1)
     put(cache, leader, second, third)

@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 import uvicorn
 
+from cluster.errors import DeadlineExceeded
 from cluster.variants import TensorSpec, Variant
 from serve_apps.batcher import Batcher
 from serve_apps.decoder import Decoder
@@ -96,6 +97,9 @@ class Host:
 
     def cancel(self, request: Request) -> None:
         self.batcher.cancel(request)
+
+    def expired(self, why: str) -> DeadlineExceeded:
+        return self.batcher.expired(why)
 
 
 class Answer:

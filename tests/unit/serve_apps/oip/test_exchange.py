@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from cluster.scheduling import Scheduling
 from cluster.variants import TensorSpec
 from serve_apps.decoder import Decoder
 from serve_apps.front.head import Head
@@ -107,21 +108,41 @@ def test_raw_bytes_come_back_only_where_they_say_enough() -> None:
     run(test())
 
 
+def pictured(**options: Any) -> tuple[Host, bytes]:
+    """A host whose model sums the pixels of a picture, and such a picture as a PNG: their sum is 72."""
+
+    def total(inputs: Any) -> Any:
+        return {"sum": inputs["image"].sum(axis=(1, 2, 3), dtype=np.int64)}
+
+    host = Host(total, **options)
+    spec = TensorSpec(name="image", datatype="UINT8", shape=(-1, 1, 4, 6))
+    host.serve(variant(inputs=(spec,), outputs=(TensorSpec(name="sum", datatype="INT64", shape=(-1,)),)), total)
+    host.decoder = Decoder()
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 6), 3, np.uint8)).save(file, "PNG")
+    return host, file.getvalue()
+
+
+@pytest.mark.parametrize("late", ["503", "408"])
+def test_a_picture_that_was_decoded_for_too_long_is_a_408_as_any_other(late: str) -> None:
+    async def test() -> None:
+        host, body = pictured(scheduling=Scheduling.model_validate({"late": late}))
+        headers = {b"content-type": b"image/png", b"sluice-timeout": b"1"}
+        status, lines, text = await answered(Exchange(lambda: host), head_of(body, headers), body)
+        assert (status, b"while the picture was decoded" in text) == (408, True)
+        assert (b"retry-after: 1\r\n" in lines) == (late == "503")
+        assert host.decoder is not None
+        host.decoder.close()
+        host.batcher.close()
+
+    run(test())
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_picture_is_decoded_and_answered(broken: bool) -> None:
     async def test() -> None:
-        spec = TensorSpec(name="image", datatype="UINT8", shape=(-1, 1, 4, 6))
-        outputs = (TensorSpec(name="sum", datatype="INT64", shape=(-1,)),)
-
-        def total(inputs: Any) -> Any:
-            return {"sum": inputs["image"].sum(axis=(1, 2, 3), dtype=np.int64)}
-
-        host = Host(total)
-        host.serve(variant(inputs=(spec,), outputs=outputs), total)
-        host.decoder = Decoder()
-        file = io.BytesIO()
-        Image.fromarray(np.full((4, 6), 3, np.uint8)).save(file, "PNG")
-        body = file.getvalue()[: 40 if broken else None]
+        host, body = pictured()
+        body = body[: 40 if broken else None]
         kind = {b"content-type": b"image/png"}
         exchange = Exchange(lambda: host)
         status, _, text = await answered(exchange, head_of(body, kind), body)
