@@ -76,6 +76,28 @@ def sums(store: ArtifactStore, *, longest: int = 8) -> Variant:
     return stored
 
 
+def pixels(store: ArtifactStore) -> Variant:
+    """The sum of a grey picture of 4 by 6 pixels; called pixels/4x6."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.INT64),
+        helper.make_node("ReduceSum", ["wide", "axes"], ["y"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.UINT8, ["batch", 1, 4, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, ["batch"])],
+        [numpy_helper.from_array(np.array([1, 2, 3], np.int64), "axes")],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    variant = Variant(
+        name="pixels/4x6", family="pixels", format="onnx",
+        inputs=(TensorSpec(name="x", datatype="UINT8", shape=(-1, 1, 4, 6)),),
+        outputs=(TensorSpec(name="y", datatype="INT64", shape=(-1,)),),
+    )  # fmt: skip
+    stored = store.put(variant, {"model.onnx": made.SerializeToString()})
+    store.set_ref(variant.name, stored.id)
+    return stored
+
+
 def words(store: ArtifactStore) -> Variant:
     """Gives back pairs of BYTES as they came; called words/2."""
     kinds = [helper.make_tensor_value_info(name, TensorProto.STRING, ["batch", 2]) for name in "xy"]

@@ -4,12 +4,15 @@ config to every host as Serve does. tests/integration/test_repository.py has Ser
 from __future__ import annotations
 
 import asyncio
+import io
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cluster.artifacts import ArtifactStore
 from cluster.errors import ConfigError, InferenceFailed, InvalidRequest, RefConflict
@@ -19,7 +22,7 @@ from serve_apps.oip.codec import decode_response, encode_request
 from serve_apps.oip.routes import OipApp
 from serve_apps.repository import Repository
 from tests.unit.serve_apps.gated_model import run
-from tests.unit.serve_apps.graphs import linear, stuck, sums
+from tests.unit.serve_apps.graphs import linear, pixels, stuck, sums
 from tests.unit.serve_apps.oip.served import ask
 
 # Serve awaits a deployment's `async __del__`; Python, which collects a host at the end of its test, does not.
@@ -216,6 +219,38 @@ def test_what_was_taken_before_an_unload_is_answered(store: ArtifactStore, one: 
         await host.load({})
         assert host.config["max_batch_size"] == 4
         assert await scale(app) == 1.0
+        await serve.end()
+
+    run(test())
+
+
+def test_a_picture_that_is_being_decoded_at_an_unload_is_answered(store: ArtifactStore) -> None:
+    variant = pixels(store)
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 6), 3, np.uint8)).save(file, "PNG")
+
+    async def test() -> None:
+        serve = kept(store, variant)
+        await serve.start()
+        host, held = serve.hosts[0], threading.Event()
+        assert host.decoder is not None
+        # The one thread that decodes is held, and the picture with it.
+        host.decoder.submit(b"", lambda _: held.wait(20) and np.zeros(1), lambda _: None)
+        app = OipApp(lambda: host)
+        picture = {"content-type": "image/png"}
+        taken = asyncio.ensure_future(ask(app, "POST", INFER, file.getvalue(), picture))
+        while host.decoder.waiting < 2:
+            await asyncio.sleep(0)
+        unloading = asyncio.ensure_future(host.unload({}))
+        while host.served is not None:
+            await asyncio.sleep(0)
+        assert (await ask(app, "POST", INFER, file.getvalue(), picture)).status == 503, "it came too late"
+        assert [taken.done(), unloading.done()] == [False, False]
+        held.set()
+        answer = await taken
+        assert (answer.status, answer.json()["outputs"][0]["data"]) == (200, [72])
+        await unloading
+        assert host._batcher is None
         await serve.end()
 
     run(test())

@@ -1,15 +1,20 @@
-"""`sluice profile --runtime`: one more way to run the variants that it can run."""
+"""`sluice profile --runtime`: one more way to run the variants that it can run. `sluice serve --repository`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from cluster.artifacts import ArtifactStore
+from cluster.cli import app
 from cluster.errors import ConfigError
 from cluster.runtimes import RuntimeConfig
 from cluster.variants import TensorSpec, Variant
+from serve_apps.deployment import UserConfig
+from tests.unit.serve_apps.graphs import linear
 from tune_spaces import commands, profiler
 from tune_spaces.profiler import Job
 
@@ -58,3 +63,23 @@ def test_what_is_no_runtime_config_is_refused(tmp_path: Path, jobs: list[Job], a
         run(tmp_path, ["m/onnx"], [also])
     assert str(caught.value).startswith(f"--runtime {also}: ")
     assert jobs == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--repository"]])
+def test_serve_lets_clients_load_and_unload_only_if_it_is_told_to(flags: list[str], tmp_path: Path) -> None:
+    variant = linear(ArtifactStore(tmp_path))
+    argv = ["serve", variant.name, "--store", str(tmp_path), "--dry-run"]
+    result = CliRunner().invoke(app, argv + flags)
+    assert result.exit_code == 0, result.output
+    [application] = yaml.safe_load(result.output)["applications"]
+    user_config = UserConfig.model_validate(application["deployments"][0]["user_config"])
+    assert user_config.repository is bool(flags)
+
+
+def test_a_plan_that_allows_it_needs_no_flag(tmp_path: Path) -> None:
+    variant = linear(ArtifactStore(tmp_path))
+    plan = commands._plan_to_serve(variant.id, None, tmp_path).model_copy(update={"repository": True})
+    (tmp_path / "plan.json").write_text(plan.model_dump_json())
+    result = CliRunner().invoke(app, ["serve", "--plan", str(tmp_path / "plan.json"), "--dry-run"])
+    [application] = yaml.safe_load(result.output)["applications"]
+    assert application["deployments"][0]["user_config"]["repository"] is True
