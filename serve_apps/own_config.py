@@ -33,7 +33,7 @@ class OwnConfig:
     async def read(self) -> dict[str, Any]:
         """The user_config as it was submitted. Raises ConfigError if this application has no config."""
         _, deployment = await self._submitted()
-        return dict(deployment.user_config or {})
+        return _user_config(deployment)
 
     async def change(
         self, before: dict[str, Any], after: dict[str, Any], *, arrived: Callable[[], bool], timeout_s: float = 300.0
@@ -57,7 +57,7 @@ class OwnConfig:
         from ray.serve.schema import ServeDeploySchema
 
         applications, deployment = await self._submitted()
-        if dict(deployment.user_config or {}) != before:
+        if _user_config(deployment) != before:
             raise RefConflict("somebody else changed this deployment's user_config at the same time; ask again")
         details = await self._ask("get_serve_instance_details")
         deployment.user_config = after
@@ -80,7 +80,7 @@ class OwnConfig:
             if application.get("status") in ("DEPLOY_FAILED", "UNHEALTHY") or "failed" in deployment.get("message", ""):
                 raise ClusterError(f"a replica does not take it: {_reason(application, deployment)}")
             _, submitted = await self._submitted()
-            if dict(submitted.user_config or {}) != wanted:
+            if _user_config(submitted) != wanted:
                 raise RefConflict("somebody else changed this deployment's user_config meanwhile; ask again")
             await asyncio.sleep(_LOOK_S)
         raise ClusterError(
@@ -113,6 +113,12 @@ class OwnConfig:
             return await asyncio.wait_for(getattr(self._found, method).remote(*args), 60.0)
         except (RayError, ValueError, TimeoutError) as error:
             raise ClusterError(f"Serve's controller does not answer {method} ({error!r:.300})") from error
+
+
+def _user_config(deployment: Any) -> dict[str, Any]:
+    """Of a deployment's schema, where one that was left out is neither None nor a dict."""
+    config = deployment.user_config
+    return dict(config) if isinstance(config, dict) else {}
 
 
 def _names() -> tuple[str, str]:
