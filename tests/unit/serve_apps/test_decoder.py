@@ -152,12 +152,12 @@ def test_closing_answers_what_waits_and_ends_the_threads() -> None:
 
 
 def test_a_loop_that_is_gone_ends_the_threads() -> None:
-    gate = Gate()
+    gate, before = Gate(), set(threading.enumerate())
 
     async def run() -> threading.Thread:
         Decoder().submit(b"x", gate, lambda outcome: None)
         assert gate.begun.acquire(timeout=20)
-        return next(thread for thread in threading.enumerate() if thread.name == "decoder-0")
+        return next(each for each in set(threading.enumerate()) - before if each.name == "decoder-0")
 
     thread = asyncio.run(run())
     gate.open.set()

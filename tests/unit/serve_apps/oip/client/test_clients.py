@@ -146,6 +146,7 @@ def test_a_picture(kind: Callable[..., Any]) -> None:
                 assert 0 < answer["grey"][0] < 255
             with pytest.raises(InvalidRequest, match="PNG"):
                 await client.infer_picture("adder", b"\x89PNG\r\n\x1a\n")
+        host.decoder.close()
         host.batcher.close()
 
     run(test())
