@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -175,6 +176,8 @@ def test_who_leaves_is_forgotten() -> None:
                     await asyncio.sleep(0.005)
             with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
                 await other
+            del call, other, code, channel  # gRPC keeps a closed channel's connection while anything of it is alive
+            gc.collect()
             while server.cancelled < 2 or listener.connections:
                 await asyncio.sleep(0.005)
 
