@@ -51,6 +51,10 @@ class TensorSpec(_Frozen):
     shape: tuple[Annotated[int, Field(ge=-1)], ...]
 
 
+THRESHOLD = TensorSpec(name="threshold", datatype="FP32", shape=(-1,))
+"""An autoencoder's answer beside each score: above it the sample is odd."""
+
+
 class SequenceSpec(_Frozen):
     """Samples of differing lengths: one that is shorter than its batch ends in rows of NaN, and the graph answers as if
     they were not there.
@@ -161,7 +165,7 @@ def figure(metric: str, value: float, *, higher_is_better: bool) -> str:
 
 
 class Variant(_Frozen):
-    """The manifest. Everything but `name`, `accuracies`, `provenance` and `created_at` goes into `id`."""
+    """The manifest. Everything but `name`, `accuracies`, `thresholds`, `provenance` and `created_at` goes into `id`."""
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -182,8 +186,17 @@ class Variant(_Frozen):
     preprocessing: str = ""
     accuracies: tuple[Accuracy, ...] = ()
     """One for each runtime that it was measured in, the one that it was made for first."""
+    thresholds: dict[str, float] = Field(default_factory=dict)
+    """Of a variant with the output THRESHOLD: what it says, by the runtime that it was found in; in any other, what the
+    graph says."""
     provenance: dict[str, JsonValue] = Field(default_factory=dict)
     created_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @model_validator(mode="after")
+    def _says_its_thresholds(self) -> Self:
+        if self.thresholds and THRESHOLD not in self.outputs:
+            raise ValueError(f"thresholds={self.thresholds} of {self.name}, whose outputs have no {THRESHOLD}")
+        return self
 
     @computed_field  # type: ignore[prop-decorator]
     @cached_property

@@ -9,6 +9,7 @@ from cluster.artifacts import ArtifactStore
 from cluster.errors import ConfigError
 from cluster.runtimes.base import Runtime, RuntimeConfig, RuntimeName
 from cluster.runtimes.streams import StreamedRuntime
+from cluster.runtimes.threshold import ThresholdRuntime
 from cluster.variants import Variant
 
 __all__ = ["Runtime", "RuntimeConfig", "RuntimeName", "load_runtime", "runtimes_for"]
@@ -51,5 +52,7 @@ def load_runtime(store: ArtifactStore, variant: Variant, config: RuntimeConfig) 
     load = getattr(importlib.import_module(module), loader)
     if config.streams == 1:
         runtime: Runtime = load(store, variant, config)
-        return runtime
-    return StreamedRuntime([load(store, variant, config.lane) for _ in range(config.streams)], variant, config)
+    else:
+        runtime = StreamedRuntime([load(store, variant, config.lane) for _ in range(config.streams)], variant, config)
+    value = variant.thresholds.get(config.name)
+    return runtime if value is None else ThresholdRuntime(runtime, value)

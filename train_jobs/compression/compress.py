@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -22,7 +23,7 @@ from cluster import hardware
 from cluster.artifacts import ArtifactStore
 from cluster.errors import ConfigError, InvalidRequest, SluiceError, TrainingFailed
 from cluster.runtimes import RuntimeName
-from cluster.variants import Pass, Variant
+from cluster.variants import THRESHOLD, Pass, Variant
 from train_jobs import weights
 from train_jobs.compression import threshold
 from train_jobs.compression.passes import Passes, Work
@@ -79,7 +80,9 @@ class _Line:
         self._model, self._notify = model, notify
         self._subject = model.subject_on(dataset)
         self._passes = Passes(model, self._subject, notify)
-        self._bench = Bench(store, self._subject.judge(), notify)
+        subject = self._subject
+        odd_from = partial(threshold.in_runtime, subject=subject) if isinstance(subject, ReconstructSubject) else None
+        self._bench = Bench(store, subject.judge(), notify, odd_from)
         self._work: dict[Steps, Work | SluiceError] = {}
         self._variants: dict[Steps, Variant] = {}
         """Those that have a name, by what made them."""
@@ -156,7 +159,7 @@ class _Line:
         if isinstance(self._subject, ReconstructSubject):
             found = threshold.of(model, self._subject)
             model = threshold.told(model, found.value)
-            common["outputs"] = (*common["outputs"], threshold.OUTPUT)
+            common["outputs"] = (*common["outputs"], THRESHOLD)
             common["provenance"] = {**common["provenance"], "threshold": found._asdict()}
         variant = Variant(
             name=f"{self._model.name}/{name}", parent_id=parent.id if parent else None, passes=passes,

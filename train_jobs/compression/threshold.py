@@ -1,10 +1,13 @@
 """An autoencoder's variant -> the same with a third output: the score above which a sample is odd.
 
     scores of training samples in this very variant -> their 99% quantile -> a constant of the graph, one for each row
+    the same in each runtime that it is measured in -> the manifest's, which is answered there
 
 Each variant has its own: an int8 model's scores are others than those of the model that it was made of, and a threshold
-moves with them. It stands in the graph, so whoever runs the graph has it, in any runtime; and in the manifest, with how
-it came about. One training sample in a hundred lies above it, by definition: that is what a false alarm costs.
+moves with them. It stands in the graph, so whoever runs the graph alone has one; and in the manifest, with how it came
+about. But int8 is computed otherwise in each runtime, so each has its own too, and says it in the constant's place
+(cluster/runtimes/threshold.py). One training sample in a hundred lies above it, by definition: that is what a false
+alarm costs.
 """
 
 from __future__ import annotations
@@ -19,10 +22,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from cluster.variants import TensorSpec
+from cluster.runtimes import Runtime
+from cluster.variants import THRESHOLD
 from train_jobs.compression.subject import ReconstructSubject
 
-OUTPUT = TensorSpec(name="threshold", datatype="FP32", shape=(-1,))
 QUANTILE = 0.99
 _SAMPLES, _BATCH = 5000, 250
 _SCORE = "score"
@@ -38,11 +41,14 @@ class Threshold(NamedTuple):
 
 def of(model: nn.Module | bytes, subject: ReconstructSubject) -> Threshold:
     """Of a module, or an ONNX graph with an output called score."""
-    samples = subject.spread(_SAMPLES)
-    pieces = [samples[first : first + _BATCH] for first in range(0, len(samples), _BATCH)]
-    scores = np.concatenate(_of_graph(model, pieces) if isinstance(model, bytes) else _of_module(model, pieces))
-    value = np.quantile(scores.astype(np.float32), QUANTILE, method="higher")
-    return Threshold(float(value), QUANTILE, len(samples))
+    pieces = _pieces(subject)
+    value = _quantile(_of_graph(model, pieces) if isinstance(model, bytes) else _of_module(model, pieces))
+    return Threshold(value, QUANTILE, sum(map(len, pieces)))
+
+
+def in_runtime(runtime: Runtime, subject: ReconstructSubject) -> float:
+    """What a loaded variant is to answer: of the scores that this runtime computes."""
+    return _quantile([runtime.infer({subject.inputs.name: piece})[_SCORE] for piece in _pieces(subject)])
 
 
 def told(model: Any, value: float) -> Any:
@@ -63,6 +69,15 @@ class WithThreshold(nn.Module):
         return reconstruction, score_B, self.get_buffer("threshold").expand(x.shape[0]).clone()
 
 
+def _pieces(subject: ReconstructSubject) -> list[NDArray[np.generic]]:
+    samples = subject.spread(_SAMPLES)
+    return [samples[first : first + _BATCH] for first in range(0, len(samples), _BATCH)]
+
+
+def _quantile(scores: list[NDArray[np.generic]]) -> float:
+    return float(np.quantile(np.concatenate(scores).astype(np.float32), QUANTILE, method="higher"))
+
+
 def _of_module(module: nn.Module, pieces: list[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
     with torch.inference_mode():
         return [module.eval()(torch.from_numpy(piece))[1].numpy() for piece in pieces]
@@ -80,9 +95,9 @@ def _on_graph(graph: bytes, value: float) -> bytes:
     inner.initializer.append(numpy_helper.from_array(np.array([value], np.float32), "threshold_value"))
     inner.node.append(helper.make_node("Shape", [_SCORE], ["threshold_shape"], name="threshold_shape"))
     inner.node.append(
-        helper.make_node("Expand", ["threshold_value", "threshold_shape"], [OUTPUT.name], name=OUTPUT.name)
+        helper.make_node("Expand", ["threshold_value", "threshold_shape"], [THRESHOLD.name], name=THRESHOLD.name)
     )
     score = next(each for each in inner.output if each.name == _SCORE)
     batch = score.type.tensor_type.shape.dim[0].dim_param or "batch"
-    inner.output.append(helper.make_tensor_value_info(OUTPUT.name, TensorProto.FLOAT, [batch]))
+    inner.output.append(helper.make_tensor_value_info(THRESHOLD.name, TensorProto.FLOAT, [batch]))
     return bytes(model.SerializeToString())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from cluster.artifacts import ArtifactStore
 from cluster.latents import of_seeds
@@ -39,24 +41,40 @@ def runtimes_of(variant: Variant) -> list[RuntimeConfig]:
     return [RuntimeConfig.model_validate({"name": accuracy.runtime}) for accuracy in variant.accuracies]
 
 
-def test_an_autoencoder_says_from_which_score_on_a_sample_is_odd(tmp_path: Path) -> None:
+def test_an_autoencoder_says_from_which_score_on_a_sample_is_odd_in_each_runtime(tmp_path: Path) -> None:
     store, variants = made(AE.model_copy(update={"epochs": 1}), tmp_path)
     x = datasets.load(AE.dataset).x_train
     seen = set()
-    for variant in variants:
+    for made_one in variants:
+        variant = store.get(made_one.name)  # as a server reads it
         assert [spec.name for spec in variant.outputs] == ["reconstruction", "score", "threshold"]
-        told = variant.provenance["threshold"]
-        assert isinstance(told, dict)
+        assert set(variant.thresholds) == {accuracy.runtime for accuracy in variant.accuracies}
         for config in runtimes_of(variant):
-            runtime = load_runtime(store, variant, config)
-            answer = runtime.infer({"image": x})
-            assert (answer["threshold"] == np.float32(told["value"])).all()  # type: ignore[arg-type]
-            assert answer["threshold"].shape == answer["score"].shape == (len(x),)
-            if config.name == variant.accuracies[0].runtime:  # where it was found; int8 scores elsewhere are others
+            for settings in (config, config.model_copy(update={"streams": 2})):
+                answer = answer_in(store, variant, settings, x)
+                assert list(answer) == ["reconstruction", "score", "threshold"]
+                assert answer["threshold"].shape == answer["score"].shape == (len(x),)
+                assert answer["threshold"].dtype == np.float32
+                assert (answer["threshold"] == np.float32(variant.thresholds[config.name])).all()
                 assert 0.005 < (answer["score"] > answer["threshold"]).mean() < 0.02
-            runtime.close()
             seen.add(config.name)
     assert seen >= {"onnxruntime", "torch"}
+
+
+def test_a_runtime_that_no_threshold_was_found_in_answers_the_graphs(tmp_path: Path) -> None:
+    store, (root, *_) = made(AE.model_copy(update={"epochs": 1}), tmp_path)
+    told = root.provenance["threshold"]
+    assert isinstance(told, dict)
+    [config] = runtimes_of(root)
+    answer = answer_in(store, root.model_copy(update={"thresholds": {}}), config, datasets.load(AE.dataset).x_test)
+    assert (answer["threshold"] == np.float32(told["value"])).all()  # type: ignore[arg-type]
+
+
+def answer_in(
+    store: ArtifactStore, variant: Variant, config: RuntimeConfig, x: NDArray[np.generic]
+) -> dict[str, NDArray[np.generic]]:
+    with closing(load_runtime(store, variant, config)) as runtime:
+        return runtime.infer({"image": x})
 
 
 @pytest.mark.parametrize("family", ["gan", "vae"])
