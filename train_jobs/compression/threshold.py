@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from cluster.errors import InvalidRequest
 from cluster.runtimes import Runtime
 from cluster.variants import THRESHOLD
 from train_jobs.compression.subject import ReconstructSubject
@@ -40,14 +41,15 @@ class Threshold(NamedTuple):
 
 
 def of(model: nn.Module | bytes, subject: ReconstructSubject) -> Threshold:
-    """Of a module, or an ONNX graph with an output called score."""
+    """Of a module, or an ONNX graph with an output called score. Raises InvalidRequest if scores are no numbers."""
     pieces = _pieces(subject)
     value = _quantile(_of_graph(model, pieces) if isinstance(model, bytes) else _of_module(model, pieces))
     return Threshold(value, QUANTILE, sum(map(len, pieces)))
 
 
 def in_runtime(runtime: Runtime, subject: ReconstructSubject) -> float:
-    """What a loaded variant is to answer: of the scores that this runtime computes."""
+    """What a loaded variant is to answer: of the scores that this runtime computes. Raises InvalidRequest as `of` does.
+    """
     return _quantile([runtime.infer({subject.inputs.name: piece})[_SCORE] for piece in _pieces(subject)])
 
 
@@ -75,7 +77,14 @@ def _pieces(subject: ReconstructSubject) -> list[NDArray[np.generic]]:
 
 
 def _quantile(scores: list[NDArray[np.generic]]) -> float:
-    return float(np.quantile(np.concatenate(scores).astype(np.float32), QUANTILE, method="higher"))
+    scores_N = np.concatenate(scores).astype(np.float32)
+    odd = int((~np.isfinite(scores_N)).sum())
+    if odd:
+        raise InvalidRequest(
+            f"the score is NaN or infinite for {odd} of {len(scores_N)} training samples, so no threshold parts them; "
+            "leave out the pass that made it"
+        )
+    return float(np.quantile(scores_N, QUANTILE, method="higher"))
 
 
 def _of_module(module: nn.Module, pieces: list[NDArray[np.generic]]) -> list[NDArray[np.generic]]:

@@ -110,3 +110,23 @@ def words(store: ArtifactStore) -> Variant:
     stored = store.put(variant, {"model.onnx": made.SerializeToString()})
     store.set_ref(variant.name, stored.id)
     return stored
+
+
+def generator(store: ArtifactStore, *, latent: int = 8) -> Variant:
+    """sample = sigmoid(latent W), three numbers each; called generator/LATENT."""
+    weights = np.random.default_rng(0).normal(size=(latent, 3)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["latent", "w"], ["sum"]), helper.make_node("Sigmoid", ["sum"], ["sample"])]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("latent", TensorProto.FLOAT, ["batch", latent])],
+        [helper.make_tensor_value_info("sample", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(weights, "w")],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    variant = Variant(
+        name=f"generator/{latent}", family="gan", format="onnx", prior="normal",
+        inputs=(TensorSpec(name="latent", datatype="FP32", shape=(-1, latent)),),
+        outputs=(TensorSpec(name="sample", datatype="FP32", shape=(-1, 3)),),
+    )  # fmt: skip
+    stored = store.put(variant, {"model.onnx": made.SerializeToString()})
+    store.set_ref(variant.name, stored.id)
+    return stored
