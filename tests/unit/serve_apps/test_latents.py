@@ -213,8 +213,8 @@ def test_the_configuration_offers_the_seed_and_the_metadata_the_graphs_own_input
                 {"name": "seed", "data_type": "TYPE_INT64", "dims": [], "optional": True},
             ]
             told = await call(channel, "ModelConfig", triton.ModelConfigRequest(name="m"), triton.ModelConfigResponse)
-            assert [(each.name, each.data_type, list(each.dims)) for each in told.config.input] == [
-                ("latent", triton.TYPE_FP32, [8]), ("seed", triton.TYPE_INT64, [])
+            assert [(each.name, each.data_type, list(each.dims), each.optional) for each in told.config.input] == [
+                ("latent", triton.TYPE_FP32, [8], True), ("seed", triton.TYPE_INT64, [], True)
             ]  # fmt: skip
             metadata = (await ask(app, "GET", "/v2/models/m")).json()
             assert [spec["name"] for spec in metadata["inputs"]] == ["latent"]
