@@ -63,14 +63,15 @@ def compress(
         source, dataset = _own(model, data, name, console)
         sampler = None
     passes = (wanted or default_spec(source.family)).without(without)
+    sources = [source] if sampler is None else [source, sampler]
     made = []
-    for each in [source, *([sampler] if sampler is not None else [])]:
+    for each in sources:
         made += build_variants(_store(store), each, dataset, passes, notify=console.print)
     if as_json:
         print(json.dumps([v.model_dump(mode="json") for v in made], indent=2))
     else:
         console.print(summary.table("Variants", summary.VARIANT_HEADERS, summary.variant_rows(made)))
-        console.print(f"next: sluice tune {source.name}")
+        console.print("next: " + ", ".join(f"sluice tune {each.name}" for each in sources))
 
 
 def passes(*, as_json: bool) -> None:
