@@ -28,7 +28,10 @@ from serve_apps.oip.wishes import NONE, Wishes, wishes
 HEADER_LENGTH = "inference-header-content-length"
 MAX_JSON_BYTES = 4 << 20
 """Parsing holds the event loop, and with it every other request: 6 to 13 ms for each MiB of numbers."""
-_ASK_BINARY = 'ask for it with "binary_data": true in the output\'s parameters, or "binary_data_output": true'
+_AS_BINARY = {
+    "inputs": "send it as binary data: binary=True",
+    "outputs": 'ask for it with "binary_data": true in the output\'s parameters, or "binary_data_output": true',
+}
 
 
 class InferRequest(NamedTuple):
@@ -246,7 +249,7 @@ def _body(
             else:
                 entry["data"] = texts_of(tensor) if datatype == "BYTES" else tensor.ravel()
         except UnicodeDecodeError as error:
-            raise blame(f"{key[:-1]} {name!r} holds bytes that are no text for JSON; {_ASK_BINARY}") from error
+            raise blame(f"{key[:-1]} {name!r} holds bytes that are no text for JSON; {_AS_BINARY[key]}") from error
         except TypeError as error:
             raise blame(f"{key[:-1]} {name!r} is BYTES and cannot be sent: {error}") from error
         entries.append(entry)
@@ -256,7 +259,8 @@ def _body(
         for entry in entries:
             data = entry.get("data")
             if isinstance(data, np.ndarray) and not np.isfinite(data).all():
-                raise blame(f"{key[:-1]} {entry['name']!r} holds NaN or infinity, which JSON has not; {_ASK_BINARY}")
+                told = f"{key[:-1]} {entry['name']!r} holds NaN or infinity, which JSON has not"
+                raise blame(f"{told}; {_AS_BINARY[key]}")
     if not raw:
         return text, None
     return b"".join([text, *raw]), len(text)

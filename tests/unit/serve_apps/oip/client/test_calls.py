@@ -22,6 +22,7 @@ from serve_apps.oip.client import calls
 from serve_apps.oip.client.answers import InferAnswer
 from serve_apps.oip.client.calls import Message, Reply, Wishes, retry_after_s
 from serve_apps.oip.codec import HEADER_LENGTH, decode, encode_response
+from serve_apps.oip.tensors import objects
 from serve_apps.oip.wishes import Wishes as ServerWishes
 from serve_apps.oip.wishes import in_headers
 
@@ -29,6 +30,10 @@ NUMERIC = ("?", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"
 ARRAYS = st.sampled_from(NUMERIC).flatmap(
     lambda kind: hnp.arrays(np.dtype(kind), hnp.array_shapes(max_dims=3, max_side=4))
 )
+TEXTS = hnp.arrays(
+    np.dtype(object), hnp.array_shapes(max_dims=3, max_side=4),
+    elements=st.text(max_size=9) | st.text(max_size=9).map(str.encode),
+)  # fmt: skip
 NAMES = st.text(min_size=1, max_size=20)
 TENSORS = st.dictionaries(NAMES, ARRAYS, min_size=1, max_size=3)
 WISHES = st.builds(
@@ -97,6 +102,45 @@ def test_the_client_reads_what_the_server_writes(outputs: dict[str, Any], data: 
     assert (answer.model, answer.version, answer.variant, answer.id) == ("m", "v1", "m/int8", "seven")
     assert sorted(answer.outputs) == sorted(wanted)
     assert all(same(answer[name], outputs[name]) for name in wanted)
+
+
+@given(TEXTS, st.booleans())
+def test_text_goes_there_and_back(texts: np.ndarray, binary: bool) -> None:
+    """Strings and byte strings are UTF-8 bytes to the server, and to who reads its answer; in binary any bytes are."""
+    call = infer({"x": texts}, binary=binary)
+    said = call.message(None)
+    request = decode(said.body, said.headers, [TensorSpec(name="y", datatype="BYTES", shape=(-1,))])
+    sent = [each.encode() if isinstance(each, str) else each for each in texts.ravel().tolist()]
+    assert request.inputs["x"].ravel().tolist() == sent
+    body, length = encode_response("m", "v1", request, {"y": request.inputs["x"]})
+    answer = call.read(Reply(200, {} if length is None else {HEADER_LENGTH: str(length)}, body))
+    assert (length is None) != binary
+    assert answer["y"].dtype == np.dtype(object)
+    assert answer["y"].shape == texts.shape
+    assert answer["y"].ravel().tolist() == sent
+
+
+@given(st.lists(st.binary(max_size=9), min_size=1, max_size=5))
+def test_any_bytes_go_there_and_back_in_binary(parts: list[bytes]) -> None:
+    call = infer({"x": objects(parts)})
+    said = call.message(None)
+    request = decode(said.body, said.headers, [TensorSpec(name="y", datatype="BYTES", shape=(-1,))])
+    body, length = encode_response("m", "v1", request, {"y": request.inputs["x"]})
+    assert call.read(Reply(200, {HEADER_LENGTH: str(length)}, body))["y"].tolist() == parts
+
+
+def test_arrays_of_strings_are_taken_as_numpy_has_them() -> None:
+    for array in (np.array([["größer", ""]]), np.array([["größer".encode(), b""]])):
+        for binary in (True, False):
+            said = infer({"x": array}, binary=binary).message(None)
+            request = decode(said.body, said.headers, [TensorSpec(name="y", datatype="BYTES", shape=(-1,))])
+            assert request.inputs["x"].tolist() == [["größer".encode(), b""]]
+
+
+@pytest.mark.parametrize("array", [objects([b"\xff"]), np.array([np.nan])])
+def test_what_json_has_not_is_not_sent_as_json(array: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"input 'x' holds .*; send it as binary data: binary=True"):
+        infer({"x": array}, binary=False)
 
 
 @pytest.mark.parametrize("array", [
