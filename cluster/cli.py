@@ -308,13 +308,16 @@ def serve(
     direct_port: Annotated[int | None, typer.Option(help="A port of the replicas' own, past HAProxy.")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="A port for gRPC; without it there is none.")] = None,
     repository: Annotated[bool, typer.Option("--repository", help="Let clients load and unload the model.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Name under which it is served [default: the plan's, else classifier].")
+    ] = None,
     store: Store = None,
     dry_run: DryRun = False,
 ) -> None:
     """Serve a variant or a plan on a local Ray cluster until Ctrl-C; with --dry-run, print the Serve config."""
     _run(
         "serve", ref=variant, plan_path=plan, port=port, host=host, also=also or [], direct_port=direct_port,
-        grpc_port=grpc_port, repository=repository, store=store, dry_run=dry_run,
+        grpc_port=grpc_port, repository=repository, model=model, store=store, dry_run=dry_run,
     )  # fmt: skip
 
 

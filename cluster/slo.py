@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from cluster.variants import Accuracy, decimals
 
 Objective = Literal["max_rate", "min_latency", "min_cost"]
 _MAX_INCREASE = 0.05
+_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}"
 
 
 class _Strict(BaseModel):
@@ -184,7 +186,7 @@ class Slo(_Strict):
     """The promise. Rates are requests of one sample per second; refused and failed requests count as late."""
 
     schema_version: Literal[1] = 1
-    model_name: str = Field(default="classifier", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$")
+    model_name: str = Field(default="classifier", pattern=rf"^{_NAME}$")
     accuracy: AccuracyFloor = AccuracyFloor()
     latency_p99_ms: float = Field(default=50.0, gt=0, le=60_000)
     rate_rps: float | None = Field(default=None, gt=0)
@@ -226,6 +228,15 @@ class Slo(_Strict):
             self.accuracy.refuse_impossible(root)
         if self.trace is not None and self.peak_rps() == 0:
             raise ConfigError(f"trace {self.trace.path} holds no request; it asks for nothing")
+
+
+def checked_name(model: str) -> str:
+    """The name, if a model can be served under it. Raises ConfigError."""
+    if re.fullmatch(_NAME, model) is None:
+        raise ConfigError(
+            f"model={model!r} names no model; use up to 100 letters, digits, dashes, underscores, and dots but first"
+        )
+    return model
 
 
 def load_slo(path: Path | None) -> Slo:

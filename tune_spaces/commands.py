@@ -22,7 +22,7 @@ from cluster.control.serve_config import serve_config, to_yaml
 from cluster.errors import ConfigError
 from cluster.plans import Plan
 from cluster.runtimes import RuntimeConfig, runtimes_for
-from cluster.slo import load_slo
+from cluster.slo import checked_name, load_slo
 from cluster.variants import Variant
 from tune_spaces.report import summary
 from tune_spaces.training import default_runs_dir, terminated
@@ -265,7 +265,7 @@ def report(*, folder: Path, store: Path | None, as_json: bool) -> None:
 
 def serve_local(
     *, ref: str | None, plan_path: Path | None, port: int, host: str, also: list[str], direct_port: int | None,
-    grpc_port: int | None, repository: bool, store: Path | None, dry_run: bool,
+    grpc_port: int | None, repository: bool, model: str | None, store: Path | None, dry_run: bool,
 ) -> None:  # fmt: skip
     """Serve one variant, or a plan, in the foreground."""
     plan = _plan_to_serve(ref, plan_path, store)
@@ -276,6 +276,8 @@ def serve_local(
         changed["direct_port"] = direct_port
     if repository:
         changed["repository"] = True
+    if model is not None:
+        changed["model_name"] = checked_name(model)
     plan = Plan.model_validate(plan.model_dump() | changed)
     if grpc_port is not None and grpc_port in (port, plan.direct_port):
         raise ConfigError(f"grpc_port={grpc_port} is another of its ports; pass --grpc-port another one, say 9000")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -83,3 +85,30 @@ def test_a_plan_that_allows_it_needs_no_flag(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["serve", "--plan", str(tmp_path / "plan.json"), "--dry-run"])
     [application] = yaml.safe_load(result.output)["applications"]
     assert application["deployments"][0]["user_config"]["repository"] is True
+
+
+def serve(store: ArtifactStore, **changes: Any) -> None:
+    given = {
+        "ref": "linear/1x4", "plan_path": None, "port": 8000, "host": "127.0.0.1", "also": [], "direct_port": None,
+        "grpc_port": None, "repository": False, "model": None, "dry_run": True,
+    }  # fmt: skip
+    commands.serve_local(store=store.root, **given | changes)
+
+
+@pytest.mark.parametrize(("model", "served"), [(None, "classifier"), ("gan.2", "gan.2")])
+def test_a_model_is_served_under_the_name_that_it_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str | None, served: str
+) -> None:
+    store = ArtifactStore(tmp_path)
+    linear(store)
+    serve(store, model=model)
+    [application] = yaml.safe_load(capsys.readouterr().out)["applications"]
+    assert (application["name"], application["args"]["model_name"]) == (served, served)
+
+
+@pytest.mark.parametrize("model", ["../etc", ".", "", "a b", "x" * 101, "a\n"])
+def test_a_name_that_is_none_is_refused(tmp_path: Path, model: str) -> None:
+    store = ArtifactStore(tmp_path)
+    linear(store)
+    with pytest.raises(ConfigError, match=re.escape(f"model={model!r} names no model")):
+        serve(store, model=model)
