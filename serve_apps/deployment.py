@@ -27,6 +27,7 @@ from serve_apps.decoder import Decoder
 from serve_apps.executor import Answer
 from serve_apps.front import serve_hook
 from serve_apps.front.direct import DirectListener
+from serve_apps.front.grpc_methods import GrpcMethods
 from serve_apps.front.protocol import LeanProtocol
 from serve_apps.latents import Latents
 from serve_apps.loading import Loaded, best_first, load
@@ -77,7 +78,7 @@ def _make_app() -> OipApp:
     return app
 
 
-class ModelHost:
+class ModelHost(GrpcMethods):
     """Loads the variant, owns the batcher. Inference runs on the batcher's thread, never on the event loop: Serve
     counts a replica whose loop stalls as dead.
 

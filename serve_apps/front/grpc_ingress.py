@@ -3,18 +3,17 @@
 Two ways, with the same answers. `listen` takes the place of what Serve starts behind its HAProxy, and has a
 GrpcProtocol for each connection. Where it could not (another Ray), Serve starts a server of gRPC's own, and
 `add_to_server` gives it the same methods; Serve calls that also in the proxy that stands in where no replica is up, and
-there the answer is that.
+from there calls take Serve's own way to a replica (front/grpc_methods.py).
 
-Serve's own way would make of each call a method of the deployment, with a status of Serve's for what goes wrong. Health
-checks are answered as Serve answers them, so HAProxy takes a replica that drains out of its list, and Serve is told of
-each call, so that it waits for those under way before it stops a replica (front/serve_hook.py).
+Health checks are answered as Serve answers them, so HAProxy takes a replica that drains out of its list, and Serve is
+told of each call, so that it waits for those under way before it stops a replica (front/serve_hook.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -33,9 +32,10 @@ Handler = Callable[[bytes, Any], Awaitable[bytes]]
 
 
 def add_to_server(servicer: object, server: Any) -> None:
-    """What Serve calls."""
+    """What Serve calls, in a replica and in its proxy."""
     for handler in handlers(GrpcService(serve_hook.servable), serve_hook.grpc_ledger()):
-        server.add_passthrough_service(handler.service_name())
+        if serve_hook.is_replica():
+            server.add_passthrough_service(handler.service_name())  # else Serve puts its own way in place of ours
         server.add_generic_rpc_handlers((handler,))
 
 
@@ -115,28 +115,47 @@ def _handler(service: GrpcService, path: str, ledger: Ledger | None) -> Handler:
             if ledger is not None:
                 ledger.ended(http_status, time.monotonic() - began)
         if status.code:
-            retry = () if status.retry_after_s is None else ((RETRY_AFTER, str(status.retry_after_s)),)
-            await context.abort(_CODES[status.code], status.details, retry)
+            await context.abort(code_of(status), status.details, metadata_of(status))
         return answer
 
     return handle
 
 
 async def _answer(service: GrpcService, path: str, body: bytes, context: Any) -> tuple[Status, bytes]:
-    """A call that nobody waits for any more is cancelled by gRPC, and so in the batcher."""
+    return await answered(
+        service, path, body, context.invocation_metadata() or (), timeout_s=context.time_remaining()
+    )
+
+
+async def answered(
+    service: GrpcService, path: str, body: bytes, metadata: Iterable[tuple[str, str | bytes]], *,
+    timeout_s: float | None = None,
+) -> tuple[Status, bytes]:  # fmt: skip
+    """A call that nobody waits for any more is cancelled, and so in the batcher."""
     answer: asyncio.Future[tuple[Status, bytes]] = asyncio.get_running_loop().create_future()
     headers = {
         key.encode(): value.encode() if isinstance(value, str) else value
-        for key, value in context.invocation_metadata() or ()
+        for key, value in metadata
         if key.startswith(_WISH)
     }
-    pending = service.begin(
-        path, body, lambda status, message: answer.set_result((status, message)),
-        timeout_s=context.time_remaining(), headers=headers,
-    )  # fmt: skip
+
+    def reply(status: Status, message: bytes) -> None:
+        if not answer.done():  # a change of the repository goes on when its client has left
+            answer.set_result((status, message))
+
+    pending = service.begin(path, body, reply, timeout_s=timeout_s, headers=headers)
     try:
         return await answer
     except asyncio.CancelledError:
         if pending is not None and answer.cancelled():
             pending.cancel()
         raise
+
+
+def code_of(status: Status) -> grpc.StatusCode:
+    return _CODES[status.code]
+
+
+def metadata_of(status: Status) -> tuple[tuple[str, str], ...]:
+    """What goes with it in the trailing metadata."""
+    return () if status.retry_after_s is None else ((RETRY_AFTER, str(status.retry_after_s)),)

@@ -38,6 +38,11 @@ def install() -> list[Middleware]:
     return [Middleware(_look_behind)]  # a function that returns the application serves too
 
 
+def is_replica() -> bool:
+    """Is there one in this process? Else it is one of Serve's proxies."""
+    return bool(_replica)
+
+
 def is_leaving() -> bool:
     """Has Serve told this replica to stop? (It then waits before it does.) False where nobody can say."""
     return bool(getattr(_replica[0], "_shutting_down", False)) if _replica else False
