@@ -279,8 +279,10 @@ def serve_local(
     if model is not None:
         changed["model_name"] = checked_name(model)
     plan = Plan.model_validate(plan.model_dump() | changed)
-    if grpc_port is not None and grpc_port in (port, plan.direct_port):
-        raise ConfigError(f"grpc_port={grpc_port} is another of its ports; pass --grpc-port another one, say 9000")
+    if grpc_port is not None and (not 0 < grpc_port < 65536 or grpc_port in (port, plan.direct_port)):
+        raise ConfigError(
+            f"grpc_port={grpc_port} is no TCP port, or another of its ports; pass --grpc-port another one, say 9000"
+        )
     config = serve_config(plan, http_host=host, http_port=port, grpc_port=grpc_port)
     if dry_run:
         print(to_yaml(config))

@@ -1,6 +1,6 @@
 """Streams of an HTTP/2 connection -> unary gRPC calls -> answers.
 
-grpc.aio does 3,500 to 4,000 empty calls a second on a core (docs/decisions/0012): a task, a context and several turns
+grpc.aio does 3,500 to 4,000 empty calls a second on a core (docs/decisions/0014): a task, a context and several turns
 of the loop for each, and an inference over REST takes a fifth of that in all. So calls are read here as inferences are
 in front/protocol.py: a header block that was seen before by one look-up, the message as it came, the answer in one
 write with those of its batch.

@@ -1,4 +1,5 @@
-"""`sluice profile --runtime`: one more way to run the variants that it can run. `sluice serve --repository`."""
+"""`sluice profile --runtime`: one more way to run the variants that it can run. `sluice serve --repository`, and
+`--grpc-port`: what it would deploy."""
 
 from __future__ import annotations
 
@@ -112,3 +113,28 @@ def test_a_name_that_is_none_is_refused(tmp_path: Path, model: str) -> None:
     linear(store)
     with pytest.raises(ConfigError, match=re.escape(f"model={model!r} names no model")):
         serve(store, model=model)
+
+
+def serve_with(tmp_path: Path, *, grpc_port: int | None, direct_port: int | None = None) -> None:
+    commands.serve_local(
+        ref="m/onnx", plan_path=None, port=8000, host="127.0.0.1", also=[], direct_port=direct_port,
+        grpc_port=grpc_port, repository=False, model=None, store=tmp_path, dry_run=True,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("jobs")
+@pytest.mark.parametrize("port", [None, 9000])
+def test_grpc_is_served_where_it_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], port: int | None
+) -> None:
+    serve_with(tmp_path, grpc_port=port)
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert said["http_options"]["port"] == 8000
+    assert said.get("grpc_options", {}).get("port") == port
+
+
+@pytest.mark.usefixtures("jobs")
+@pytest.mark.parametrize("port", [0, 65536, 8000, 8010])
+def test_a_port_that_cannot_be_grpc_s_is_refused(tmp_path: Path, port: int) -> None:
+    with pytest.raises(ConfigError, match=f"grpc_port={port} .*--grpc-port"):
+        serve_with(tmp_path, grpc_port=port, direct_port=8010)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
+from ray.serve.schema import ServeDeploySchema
 
 from cluster.control.serve_config import serve_config
 from cluster.plans import Plan
@@ -33,3 +36,15 @@ def test_clients_may_load_and_unload_only_where_the_plan_says_so(repository: boo
     user_config = UserConfig.model_validate(application["deployments"][0]["user_config"])
     assert user_config.repository is repository
     assert user_config.loaded
+
+
+def test_ray_takes_the_grpc_options_and_finds_what_they_name() -> None:
+    plan = Plan(
+        model_name="m", variant_id="0" * 16, variant_name="v", store="/store", made_by="test", runtime=RuntimeConfig()
+    )
+    options = ServeDeploySchema.model_validate(serve_config(plan, grpc_port=9000)).grpc_options
+    assert options.port == 9000
+    (name,) = options.grpc_servicer_functions
+    module, _, function = name.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    assert not ServeDeploySchema.model_validate(serve_config(plan)).grpc_options.grpc_servicer_functions

@@ -127,6 +127,9 @@ def test_what_is_wrong_has_a_code_and_a_name(server: str) -> None:
                 assert says in error.details()
             unknown = call(channel, "ModelMetadata", oip.ModelMetadataRequest(name="no"), oip.ModelMetadataResponse)
             assert (await refused(unknown)).code() == Code.NOT_FOUND
+            for asked in (oip.ModelReadyRequest(name="no"), oip.ModelReadyRequest(name="adder", version="7")):
+                error = await refused(call(channel, "ModelReady", asked, oip.ModelReadyResponse))
+                assert error.code() == Code.NOT_FOUND
             odd = await refused(infer(channel, infer_request([1, 2, 3]), metadata=[("sluice-priority", "high")]))
             assert odd.code() == Code.INVALID_ARGUMENT
             nobody = call(channel, "SystemSharedMemoryStatus", oip.ServerLiveRequest(), oip.ServerLiveResponse)
