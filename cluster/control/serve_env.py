@@ -39,6 +39,8 @@ def throughput_environment(*, haproxy_threads: int = 1) -> dict[str, str]:
         # It would also write each request down for a syslog that is not there.
         "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:514 sample 1:1000000",
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MAX_GRPC_BYTES),
+        # Serve's own proxy hands calls on in messages of its own, of 4 MiB at most if nothing is said.
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(MAX_GRPC_BYTES + (64 << 10)),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(haproxy_threads),
         "RAY_SERVE_REQUEST_LATENCY_BUCKETS_MS": ",".join(f"{bound:g}" for bound in LATENCY_BUCKETS_MS),
     }
