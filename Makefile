@@ -15,7 +15,7 @@ export SLUICE_DATA_DIR ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format conformance fuzz bench bench-search bench-serving bench-loadgen chaos soak venv browser \
+.PHONY: help demo test lint format conformance tour fuzz bench bench-search bench-serving bench-loadgen chaos soak venv browser \
   clean
 
 help: ## Show this list
@@ -67,6 +67,9 @@ bench-loadgen: $(STAMP) ## MLPerf LoadGen as the load source: the highest rate t
 
 conformance: $(STAMP) ## Clients that we did not write x the protocol's tables, against a deployment; the table into docs/results (3 minutes)
 	$(BIN)/python -m tests.conformance
+
+tour: $(STAMP) ## Every line of docs/tour.md: an LSTM, a GAN and a VAE, from training to curl (minutes)
+	$(BIN)/python -m pytest tests/integration/test_tour.py -m tour
 
 fuzz: $(STAMP) ## Over 10,000 malformed, torn and hostile requests, right ones between; the report into docs/results (5 minutes)
 	$(BIN)/python -m tests.fuzz

@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.pages import ROOT, blocks, lines_of, terminal
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.tour, pytest.mark.timeout(900)]
 CUT = "..."
 VERSION = re.compile(r"[0-9a-f]{16}")
 
