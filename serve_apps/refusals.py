@@ -17,6 +17,14 @@ from cluster.scheduling import Quota
 
 Rule = Literal["503", "408"]
 NOT_EXECUTED = "the timeout ran out before the request was executed"
+UNEXPECTED = "internal error; the replica's log has the details"
+
+
+def told(error: SluiceError) -> tuple[str, int | None]:
+    """(what a client is told of it, in how many whole seconds it may try again), over whichever wire."""
+    retry_after_s = getattr(error, "retry_after_s", None)
+    text = str(error).encode(errors="replace").decode()  # an executor may say what is no text
+    return text, None if retry_after_s is None else max(1, math.ceil(retry_after_s))
 
 
 def over_quota(tenant: str, quota: Quota, wait_s: float) -> QuotaExceeded:

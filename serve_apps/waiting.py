@@ -65,13 +65,12 @@ class Waiting:
         before = [entry for queue in self._classes for entry in queue.entries()]
         known = {queue.spec.name: queue for queue in self._classes}
         self._scheduling = scheduling
-        self._classes = [
-            ClassQueue(spec, rank, portion, known[spec.name].tag if spec.name in known else self._now_served)
-            for rank, (spec, portion) in enumerate(zip(scheduling.classes, scheduling.portions, strict=True))
-        ]
-        for queue in self._classes:
-            if queue.spec.name in known:
-                queue.caution = known[queue.spec.name].caution
+        self._classes = []
+        for rank, (spec, portion) in enumerate(zip(scheduling.classes, scheduling.portions, strict=True)):
+            queue, was = ClassQueue(spec, rank, portion, self._now_served), known.get(spec.name)
+            if was is not None:
+                queue.tag, queue.caution = was.tag, was.caution
+            self._classes.append(queue)
         self._ranks = [scheduling.rank(priority) for priority in range(len(self._classes) + 1)]
         self._shared_slots = sum(spec.slots for spec in scheduling.classes)
         self._owners = [queue for queue in self._classes for _ in range(queue.spec.streams)]
@@ -249,7 +248,7 @@ class Waiting:
             owed = queue.owed
             if owed is None:
                 continue
-            if owed.ticket < 0 or owed.queue is not queue:
+            if owed.ticket < 0:  # it waits no longer
                 queue.owed = None
             elif owed.lane.threads > thread:
                 overdue.append((-math.inf, queue.rank, owed))

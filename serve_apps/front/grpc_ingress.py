@@ -23,7 +23,7 @@ from serve_apps.front.endpoint import Ledger
 from serve_apps.front.grpc_listener import GrpcListener
 from serve_apps.front.grpc_protocol import RpcEndpoint
 from serve_apps.oip.grpc_service import HEALTH, SERVICE, GrpcService, Pending, Reply
-from serve_apps.oip.grpc_status import FINE, INTERNAL, RETRY_AFTER, UNAVAILABLE, Status
+from serve_apps.oip.grpc_status import FINE, RETRY_AFTER, UNAVAILABLE, Status
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _WISH = "sluice-"
@@ -110,7 +110,7 @@ def _handler(service: GrpcService, path: str, ledger: Ledger | None) -> Handler:
         http_status = 499
         try:
             status, answer = await _answer(service, path, body, context)
-            http_status = 200 if status.code == 0 else 500 if status.code == INTERNAL else 400
+            http_status = status.counts_as
         finally:
             if ledger is not None:
                 ledger.ended(http_status, time.monotonic() - began)

@@ -36,7 +36,7 @@ from serve_apps.front.h2 import (
 from serve_apps.front.hpack import Decoder, HpackError, literal
 from serve_apps.front.rpc import PREFIX, Call
 from serve_apps.oip.grpc_service import Pending, Reply
-from serve_apps.oip.grpc_status import INTERNAL, RESOURCE_EXHAUSTED, Status, status_of
+from serve_apps.oip.grpc_status import RESOURCE_EXHAUSTED, Status, status_of
 
 MAX_MESSAGE_BYTES = (16 << 20) + (64 << 10)
 """As cluster/control/serve_env.py has it for gRPC's own server."""
@@ -180,7 +180,7 @@ class GrpcProtocol(H2Connection[_Stream]):
             stream.pending = pending
 
     def _reply(self, stream: _Stream, status: Status, content: bytes) -> None:
-        self._record(stream, 200 if status.code == 0 else 500 if status.code == INTERNAL else 400)
+        self._record(stream, status.counts_as)
         if stream.id in self._streams:
             self._answer(stream, status, content)
 

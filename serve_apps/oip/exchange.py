@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import SluiceError, UnknownModel
 from cluster.tensors import NUMPY_OF_DATATYPE, check_inputs
+from serve_apps import refusals
 from serve_apps.executor import Answer, Model
 from serve_apps.front.endpoint import Pending, Reply
 from serve_apps.front.head import Head
@@ -283,14 +284,13 @@ class Exchange:
 
 def refusal(error: SluiceError) -> tuple[int, bytes, bytes]:
     """An error as the protocol has it."""
-    text = str(error).encode(errors="replace").decode()  # an executor may say what is no text
+    text, retry_after_s = refusals.told(error)
     body = orjson.dumps({"error": text})
-    retry_after_s = getattr(error, "retry_after_s", None)
-    retry = b"" if retry_after_s is None else b"retry-after: %d\r\n" % max(1, math.ceil(retry_after_s))
+    retry = b"" if retry_after_s is None else b"retry-after: %d\r\n" % retry_after_s
     return error.http_status, b"%s%scontent-length: %d\r\n" % (_JSON, retry, len(body)), body
 
 
 def unexpected(what: str) -> tuple[int, bytes, bytes]:
     """The answer to a fault of ours, which is being handled."""
     _log.exception("%s failed", what)
-    return refusal(SluiceError("internal error; the replica's log has the details"))
+    return refusal(SluiceError(refusals.UNEXPECTED))

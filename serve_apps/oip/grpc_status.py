@@ -9,10 +9,10 @@ As REST's, it follows from the HTTP status that an error carries.
 from __future__ import annotations
 
 import logging
-import math
 from typing import NamedTuple
 
 from cluster.errors import SluiceError
+from serve_apps import refusals
 
 OK, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, RESOURCE_EXHAUSTED = 0, 3, 4, 5, 8
 FAILED_PRECONDITION, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 9, 12, 13, 14
@@ -31,21 +31,22 @@ class Status(NamedTuple):
     details: str = ""
     retry_after_s: int | None = None
 
+    @property
+    def counts_as(self) -> int:
+        """The HTTP status that Serve's books have it under."""
+        return 200 if self.code == OK else 500 if self.code == INTERNAL else 400
+
 
 FINE = Status(OK)
 
 
 def status_of(error: SluiceError) -> Status:
     """What a client is told of it."""
-    retry_after_s = getattr(error, "retry_after_s", None)
-    text = str(error).encode(errors="replace").decode()  # an executor may say what is no text
-    return Status(
-        _CODES.get(error.http_status, INTERNAL), text[:_MAX_CHARACTERS],
-        None if retry_after_s is None else max(1, math.ceil(retry_after_s)),
-    )  # fmt: skip
+    text, retry_after_s = refusals.told(error)
+    return Status(_CODES.get(error.http_status, INTERNAL), text[:_MAX_CHARACTERS], retry_after_s)
 
 
 def unexpected(what: str) -> Status:
     """What is told of a fault of ours, which is being handled."""
     _log.exception("%s failed", what)
-    return Status(INTERNAL, "internal error; the replica's log has the details")
+    return Status(INTERNAL, refusals.UNEXPECTED)
