@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,3 +108,23 @@ def served(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with LocalCluster("served", state_dir=state) as cluster:
         deploy(cluster, plan_of(trained.store, trained.int8, max_batch_size=16, max_queued_requests=64))
         yield cluster
+
+
+def replica_pids(cluster: LocalCluster) -> set[int]:
+    """Of the replicas that run now."""
+    return {p.pid for p in marked(cluster.cluster_id) if "ServeReplica" in " ".join(p.cmdline())}
+
+
+@contextmanager
+def meanwhile(clients: Sequence[Callable[[threading.Event], None]]) -> Iterator[None]:
+    """Each on a thread of its own, until the block ends: they are told by the event."""
+    done = threading.Event()
+    threads = [threading.Thread(target=client, args=(done,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()

@@ -10,8 +10,6 @@ missed, whatever its percentiles say.
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.errors import ConfigError, SluiceError
+from benchmarks.serving.processes import installed
+from cluster.errors import SluiceError
 from cluster.load import Target
 
 CONNECTIONS = 256
@@ -52,16 +51,8 @@ class Paced:
 
 
 def program() -> str:
-    """Where h2load is. Raises ConfigError."""
-    found = shutil.which("h2load")
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "nghttp2-client"]):
-            subprocess.run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True,
-                           check=False)  # fmt: skip
-        found = shutil.which("h2load")
-    if found is None:
-        raise ConfigError("there is no h2load here, which drives fixed rates: apt-get install nghttp2-client")
-    return found
+    """Where h2load is; see `installed`. Raises ConfigError."""
+    return installed("h2load", "nghttp2-client", "drives fixed rates")
 
 
 def run(target: Target, *, rate_rps: float, seconds: float, warmup_s: float, cores: Sequence[int]) -> Paced:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, ConfigError
 from cluster.local import cpu_seconds_below, end_supervisor
 
 _WORDS = "its last words: "
@@ -60,3 +60,17 @@ def started(command: Sequence[str], environment: Mapping[str, str], cores: Seque
     finally:
         end_supervisor(supervisor)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def installed(program: str, package: str, what: str) -> str:
+    """Where a program is that `what`; as root on Debian and the like it is installed where it is missing. Raises
+    ConfigError."""
+    found = shutil.which(program)
+    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", package]):
+            subprocess.run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True,
+                           check=False)  # fmt: skip
+        found = shutil.which(program)
+    if found is None:
+        raise ConfigError(f"there is no {program} here, which {what}; install it: apt-get install {package}")
+    return found

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 import time
@@ -17,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import ConfigError, SluiceError
+from benchmarks.serving.processes import installed
+from cluster.errors import SluiceError
 from cluster.load import CPU_LIMIT, Target
 
 SCRIPT = Path(__file__).with_name("wrk.lua")
@@ -70,16 +70,8 @@ def parse(text: str) -> Closed:
 
 
 def program() -> str:
-    """Where wrk is; as root on Debian and the like it is installed where it is missing. Raises ConfigError."""
-    found = shutil.which("wrk")
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "wrk"]):
-            subprocess.run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True,
-                           check=False)  # fmt: skip
-        found = shutil.which("wrk")
-    if found is None:
-        raise ConfigError("there is no wrk here, which drives the closed loops; install it: apt-get install wrk")
-    return found
+    """Where wrk is; see `installed`. Raises ConfigError."""
+    return installed("wrk", "wrk", "drives the closed loops")
 
 
 def run(target: Target, *, connections: int, seconds: int, cores: Sequence[int]) -> Closed:

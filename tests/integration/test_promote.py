@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from cluster.local import LocalCluster
 from cluster.releases import Releases
 from cluster.variants import TensorSpec, Variant
 from serve_apps.oip.codec import encode_request
-from tests.conftest import Trained, marked, plan_of
+from tests.conftest import Trained, meanwhile, plan_of, replica_pids
 from tests.poison import poisonous_variant
 from tune_spaces import lineage, promotion
 
@@ -80,9 +81,9 @@ def ask(client: httpx.Client, trained: Trained, index: int = 0) -> tuple[float, 
 @contextmanager
 def load(cluster: LocalCluster, trained: Trained) -> Iterator[Load]:
     """Four clients that ask without a pause, two of them on a new connection each time."""
-    seen, done = Load(), threading.Event()
+    seen = Load()
 
-    def keep_asking(number: int) -> None:
+    def keep_asking(number: int, done: threading.Event) -> None:
         base = f"http://127.0.0.1:{cluster.http_port}"
         limits = httpx.Limits(max_keepalive_connections=number % 2)
         with httpx.Client(base_url=base, timeout=60.0, limits=limits) as own:
@@ -94,20 +95,9 @@ def load(cluster: LocalCluster, trained: Trained) -> Iterator[Load]:
                     seen.answers.append((time.monotonic(), 0, repr(error)))
                 index += 1
 
-    threads = [threading.Thread(target=keep_asking, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
+    with meanwhile([partial(keep_asking, number) for number in range(4)]):
         yield seen
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
     assert len(seen.answers) > 50, "there was no load, so nothing was proved"
-
-
-def replicas(cluster: LocalCluster) -> set[int]:
-    return {p.pid for p in marked(cluster.cluster_id) if "ServeReplica" in " ".join(p.cmdline())}
 
 
 def promote(cluster: LocalCluster, store: ArtifactStore, ref: str, *, dry_run: bool = False) -> None:
@@ -130,7 +120,7 @@ def test_promote_and_roll_back_under_load(
     two: LocalCluster, trained: Trained, unnamed: Variant, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, releases = trained.store, Releases(trained.store)
-    before = replicas(two)
+    before = replica_pids(two)
     assert len(before) == 3
     promote(two, store, trained.int8.name, dry_run=True)
     assert "would make" in capsys.readouterr().out
@@ -150,7 +140,7 @@ def test_promote_and_roll_back_under_load(
         assert seen.versions() == {trained.fp32.id, trained.int8.id}
         assert releases.active("classifier") == version
         assert "answers from it (asked 40 times)" in capsys.readouterr().out
-    assert replicas(two) == before, "nothing was restarted, beside included"
+    assert replica_pids(two) == before, "nothing was restarted, beside included"
     beside = actuator.read(two.dashboard_address, "beside")
     assert beside.variant == unnamed.id
     described = httpx.get(f"http://127.0.0.1:{two.http_port}/beside/v2/models/beside").json()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from tests.unit.tune_spaces.report import made
 from tests.unit.tune_spaces.report.test_page import HOSTILE, QUESTIONS
@@ -19,20 +18,6 @@ from tune_spaces.report.report import Report, write
 Scheme = Literal["light", "dark"]
 CHARTS = {"pareto": 16, "latency": 2, "batch": 8, "search": 20}
 """Marks or lines in each plot of the made report: configurations, sides, curves, trials (the failed one too)."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.fail("the report is tested in a browser and there is none; apt-get install chromium")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(
-            executable_path=path,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"],
-        )
-        yield launched
-        launched.close()
 
 
 @dataclass

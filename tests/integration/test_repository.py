@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import httpx
 import orjson
@@ -17,7 +18,7 @@ import pytest
 from cluster.control import actuator
 from cluster.local import LocalCluster, free_ports
 from serve_apps.oip.codec import encode_request
-from tests.conftest import Trained, deploy, marked, plan_of
+from tests.conftest import Trained, deploy, meanwhile, plan_of, replica_pids
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -36,7 +37,7 @@ class Both:
         return httpx.request(method, self.ways["proxy"] + path, timeout=60.0, **content)  # type: ignore[arg-type]
 
     def pids(self) -> set[int]:
-        return {p.pid for p in marked(self.cluster.cluster_id) if "ServeReplica" in " ".join(p.cmdline())}
+        return replica_pids(self.cluster)
 
     def versions(self, trained: Trained) -> Counter[str]:
         """Of forty answers, each on a connection of its own, half of them each way."""
@@ -65,9 +66,8 @@ def load(both: Both, trained: Trained) -> Iterator[list[tuple[float, int, str]]]
     """Two clients each way that ask without a pause: (when, status, version or complaint) of every answer."""
     body, headers = encode_request({"image": trained.pictures[:1]}, binary=True)
     seen: list[tuple[float, int, str]] = []
-    done = threading.Event()
 
-    def keep_asking(base: str) -> None:
+    def keep_asking(base: str, done: threading.Event) -> None:
         with httpx.Client(base_url=base, timeout=60.0) as own:
             while not done.is_set():
                 try:
@@ -78,15 +78,8 @@ def load(both: Both, trained: Trained) -> Iterator[list[tuple[float, int, str]]]
                 except httpx.HTTPError as error:
                     seen.append((time.monotonic(), 0, repr(error)))
 
-    threads = [threading.Thread(target=keep_asking, args=(base,)) for base in both.ways.values() for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
+    with meanwhile([partial(keep_asking, base) for base in both.ways.values() for _ in range(2)]):
         yield seen
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
     assert len(seen) > 50, "there was no load, so nothing was proved"
 
 

@@ -10,7 +10,6 @@ import gc
 import itertools
 import weakref
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,16 +33,6 @@ from tests.unit.serve_apps.oip.served import Answer, ask
 # Serve awaits a deployment's `async __del__`; Python, which collects a host at the end of its test, does not.
 pytestmark = pytest.mark.filterwarnings("ignore:coroutine 'ModelHost.__del__' was never awaited")
 ROW = np.arange(4, dtype=np.float32)[None]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(tmp_path)
-
-
-@pytest.fixture
-def one(store: ArtifactStore) -> Variant:
-    return linear(store)
 
 
 @pytest.fixture

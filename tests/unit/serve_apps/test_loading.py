@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,6 @@ from cluster.runtimes.onnxruntime_runtime import OnnxRuntime
 from serve_apps import loading
 from serve_apps.loading import load
 from tests.unit.serve_apps.graphs import linear, stuck
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(tmp_path)
 
 
 @pytest.fixture

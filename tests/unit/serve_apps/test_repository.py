@@ -7,7 +7,6 @@ import asyncio
 import io
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,16 +58,6 @@ class Kept:
     async def end(self) -> None:
         for host in self.hosts:
             await host.__del__()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(tmp_path)
-
-
-@pytest.fixture
-def one(store: ArtifactStore) -> Variant:
-    return linear(store)
 
 
 def kept(store: ArtifactStore, variant: Variant, replicas: int = 1, **config: Any) -> Kept:

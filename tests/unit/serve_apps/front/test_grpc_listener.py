@@ -14,20 +14,7 @@ from ray.serve.generated.serve_pb2 import HealthzRequest, HealthzResponse
 from serve_apps.front import grpc_ingress, serve_hook
 from serve_apps.front.grpc_listener import GrpcListener
 from tests.unit.serve_apps.front.test_grpc_protocol import Echo, channel_to, echo, run
-
-
-class Book:
-    def __init__(self) -> None:
-        self.under_way = 0
-        self.statuses: list[int] = []
-
-    def began(self) -> None:
-        self.under_way += 1
-
-    def ended(self, status: int, took_s: float) -> None:
-        assert took_s >= 0
-        self.under_way -= 1
-        self.statuses.append(status)
+from tests.unit.serve_apps.front.test_protocol import Book
 
 
 def test_it_listens_on_a_socket_that_it_is_given_and_tells_of_each_call() -> None:
